@@ -1,0 +1,32 @@
+# A developer's day: make check, make test, make demo, make bench, make campaign.
+CARGO ?= cargo
+export CARGO_TERM_COLOR ?= auto
+
+.PHONY: build check test demo bench campaign need-cargo need-postgres
+
+need-cargo:
+	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.90 or newer (rustup.rs, or your distribution's rustup package)"; exit 1; }
+	@command -v cc >/dev/null || { echo "a C linker is missing: apt-get install build-essential"; exit 1; }
+
+need-postgres:
+	@sh .ci/need-postgres
+
+build: need-cargo
+	$(CARGO) build --release --locked
+
+check: need-cargo
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps --quiet
+
+test: build need-postgres
+	$(CARGO) test --release --locked --workspace
+
+demo: build need-postgres
+	target/release/carveout demo
+
+bench: build need-postgres
+	bench/run
+
+campaign: build need-postgres
+	$(CARGO) test --release --locked -p tests -- --ignored --nocapture --test-threads=1

@@ -1,0 +1,3 @@
+//! Everything with a socket: PostgreSQL as source and as target. Knows nothing of moves.
+
+pub mod postgres;

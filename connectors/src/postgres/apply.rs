@@ -1,0 +1,175 @@
+//! Applies a tenant's transactions to its target: rows and checkpoint in one target transaction.
+//!
+//! Groups are applied as sets (`sets`); what sets cannot express, and anything that fails, is
+//! replayed row by row in original order (`rows`). Either way the result is the same, and a change
+//! that finds no row stops the lane.
+
+mod fold;
+mod rows;
+mod sets;
+mod target;
+
+use bytes::Bytes;
+use schemas::url::PgUrl;
+use schemas::{Lsn, MoveId, TableName};
+use tokio_postgres::Client;
+
+use super::pgoutput::{self, Message};
+use super::{Doing, Error, Result, client, control};
+pub use target::Targets;
+
+/// What a lane is handed: changes in commit order, then the end of the last whole transaction.
+pub enum Piece {
+    /// Undecoded pgoutput messages (Relation, Insert, Update, Delete), in order.
+    Changes(Vec<Bytes>),
+    /// The group ends here: everything before belongs to transactions that end at or before it.
+    End(Lsn),
+}
+
+/// Where the pieces of a group come from.
+pub type Pieces<'a> = dyn FnMut() -> Result<Piece> + Send + 'a;
+
+/// How a group is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Folded by key, a few statements per table.
+    Sets,
+    /// One statement per change, in original order.
+    Rows,
+}
+
+/// Takes transactions and remembers, together with them, how far it has come.
+#[allow(async_fn_in_trait, reason = "used inside this workspace only")]
+pub trait Sink {
+    /// Where do you stand: the end of the last transaction held.
+    async fn position(&mut self) -> Result<Lsn>;
+    /// Take these transactions. On an error nothing of them is held, or all (a lost answer to the
+    /// commit): ask for the position again.
+    async fn take(&mut self, mode: Mode, pieces: &mut Pieces<'_>) -> Result<Lsn>;
+}
+
+/// A tenant's schema or database.
+pub struct PostgresSink {
+    client: Client,
+    id: MoveId,
+    epoch: i64,
+    lsn: Lsn,
+    targets: Targets,
+    statements: target::Statements,
+    /// Row changes applied since the last commit; reported by [`PostgresSink::applied`].
+    changes: u64,
+}
+
+/// Which lane a sink belongs to.
+#[derive(Clone, Debug)]
+pub struct SinkPlan {
+    /// The target.
+    pub url: PgUrl,
+    /// The move.
+    pub id: MoveId,
+    /// The epoch under which the lane was opened.
+    pub epoch: i64,
+    /// The tables that move, as the source names them.
+    pub tables: Vec<TableName>,
+    /// The target's schema; `None` where tables keep the source's schemas.
+    pub schema: Option<String>,
+}
+
+impl SinkPlan {
+    /// The target's name of a source table.
+    pub fn target_name(&self, table: &TableName) -> TableName {
+        let schema = self.schema.as_ref().unwrap_or(&table.schema);
+        TableName::new(schema, &table.name)
+    }
+}
+
+impl PostgresSink {
+    /// Connects, reads the target's tables and the checkpoint.
+    pub async fn open(plan: &SinkPlan) -> Result<PostgresSink> {
+        let client = client::connect_with(&plan.url, &format!("apply {}", plan.id), client::APPLY).await?;
+        // Where the role may set it, triggers and foreign keys that somebody added do not fire.
+        // Where it may not, there are none of ours: they are made at cutover.
+        if let Err(error) = client.batch_execute("SET session_replication_role = replica").await {
+            tracing::debug!(%error, "applying as an ordinary session");
+        }
+        let targets = Targets::load(&client, plan).await?;
+        let lsn = control::read_checkpoint(&client, plan.id, plan.epoch).await?;
+        let statements = target::Statements::default();
+        Ok(PostgresSink { client, id: plan.id, epoch: plan.epoch, lsn, targets, statements, changes: 0 })
+    }
+
+    /// Row changes of the group that was taken last.
+    pub fn applied(&self) -> u64 {
+        self.changes
+    }
+
+    async fn take_open(&mut self, mode: Mode, pieces: &mut Pieces<'_>) -> Result<Lsn> {
+        self.changes = 0;
+        let end = loop {
+            match pieces()? {
+                Piece::End(end) => break end,
+                Piece::Changes(messages) => {
+                    let changes = self.decode(&messages)?;
+                    self.changes += changes.len() as u64;
+                    let mut session = Session { client: &self.client, statements: &mut self.statements };
+                    match mode {
+                        Mode::Sets => sets::apply(&mut session, &changes).await?,
+                        Mode::Rows => rows::apply(&mut session, &changes).await?,
+                    }
+                }
+            }
+        };
+        if end < self.lsn {
+            return Err(Error::state("apply a group", format!("it ends at {end}, before the checkpoint {}", self.lsn)));
+        }
+        control::advance_checkpoint(&self.client, self.id, self.epoch, self.lsn, end).await?;
+        Ok(end)
+    }
+
+    /// Decodes the messages; Relation messages update what is known of the source's tables.
+    fn decode<'a>(&mut self, messages: &'a [Bytes]) -> Result<Vec<target::Change<'a>>> {
+        let mut changes = Vec::with_capacity(messages.len());
+        for message in messages {
+            match pgoutput::decode(message)? {
+                Message::Relation(relation) => self.targets.learn(relation)?,
+                Message::Insert { relation, new } => changes.push(self.targets.insert(relation, new)?),
+                Message::Update { relation, old, new } => changes.push(self.targets.update(relation, old, new)?),
+                Message::Delete { relation, old } => changes.push(self.targets.delete(relation, old)?),
+                other => return Err(Error::protocol("apply a change", format!("unexpected {other:?} in a spool"))),
+            }
+        }
+        Ok(changes)
+    }
+}
+
+impl Sink for PostgresSink {
+    async fn position(&mut self) -> Result<Lsn> {
+        self.lsn = control::read_checkpoint(&self.client, self.id, self.epoch).await?;
+        Ok(self.lsn)
+    }
+
+    async fn take(&mut self, mode: Mode, pieces: &mut Pieces<'_>) -> Result<Lsn> {
+        // Deferrable constraints are checked at COMMIT, as they may have been on the source.
+        let begin = "BEGIN; SET CONSTRAINTS ALL DEFERRED";
+        self.client.batch_execute(begin).await.doing("begin a group")?;
+        match self.take_open(mode, pieces).await {
+            Ok(end) => {
+                self.client.batch_execute("COMMIT").await.doing("commit a group")?;
+                self.lsn = end;
+                Ok(end)
+            }
+            Err(error) => {
+                if let Err(lost) = self.client.batch_execute("ROLLBACK").await.doing("roll a group back") {
+                    tracing::debug!(%lost, "the connection went with the group");
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// What applying a piece needs: the connection inside its transaction, and the statements.
+struct Session<'s> {
+    client: &'s Client,
+    statements: &'s mut target::Statements,
+}

@@ -1,0 +1,306 @@
+//! The target's tables as the applier sees them: how a source relation's columns map to target
+//! columns, which of them name a row, and the prepared statements.
+//!
+//! Columns are mapped by name, never by position; a difference in names or types stops the lane.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::{BufMut, BytesMut};
+use schemas::TableName;
+use tokio_postgres::types::{Format, IsNull, ToSql, Type};
+use tokio_postgres::{Client, Statement};
+
+use super::super::catalog::{self, Column, Table};
+use super::super::pgoutput::{Old, Relation, Tuple, Value};
+use super::super::{Doing, Error, Result};
+use super::SinkPlan;
+
+/// One column's value in a row; borrowed from the message.
+pub(super) type Row<'a> = Vec<Value<'a>>;
+
+/// A decoded change of a table.
+pub(super) struct Change<'a> {
+    pub table: Arc<Mapped>,
+    pub op: Op<'a>,
+}
+
+/// What happens to a row. Rows have the columns of [`Mapped::columns`].
+pub(super) enum Op<'a> {
+    Insert(Row<'a>),
+    /// `old` is the whole old row where the identity is FULL; `key` names the old row.
+    Update {
+        key: Row<'a>,
+        old: Option<Row<'a>>,
+        new: Row<'a>,
+    },
+    /// `old` as above.
+    Delete {
+        key: Row<'a>,
+        old: Option<Row<'a>>,
+    },
+}
+
+/// A source relation, mapped to its table in the target.
+pub(super) struct Mapped {
+    /// The same for equal definitions within a session; statements are cached by it.
+    pub oid: u32,
+    pub source: TableName,
+    pub target: TableName,
+    /// The source's columns in the order of its tuples, as the target describes them.
+    pub columns: Vec<Column>,
+    /// Places in `columns` that name a row; empty where the table has no key.
+    pub key: Vec<usize>,
+    /// Whether a column cannot be updated by a set: arrays (`unnest` would flatten them) and, outside
+    /// the key, GENERATED ALWAYS AS IDENTITY (which UPDATE refuses).
+    pub whole_rows: bool,
+    full: bool,
+    definition: Relation,
+}
+
+/// The tables of a lane.
+pub struct Targets {
+    tables: HashMap<TableName, (TableName, Table)>,
+    relations: HashMap<u32, Arc<Mapped>>,
+}
+
+impl Targets {
+    /// Reads the target's tables.
+    pub async fn load(client: &Client, plan: &SinkPlan) -> Result<Targets> {
+        let names: Vec<TableName> = plan.tables.iter().map(|table| plan.target_name(table)).collect();
+        let schemas: Vec<String> = names.iter().map(|name| name.schema.clone()).collect();
+        let mut found: HashMap<TableName, Table> =
+            catalog::tables_in(client, &schemas).await?.into_iter().map(|table| (table.name.clone(), table)).collect();
+        let mut tables = HashMap::new();
+        for (source, target) in plan.tables.iter().zip(names) {
+            let Some(table) = found.remove(&target) else {
+                return Err(Error::state(
+                    format!("open the target of {source}"),
+                    format!("table {target} does not exist"),
+                ));
+            };
+            tables.insert(source.clone(), (target, table));
+        }
+        Ok(Targets { tables, relations: HashMap::new() })
+    }
+
+    /// Takes a Relation message: new, repeated, or changed by DDL on the source.
+    pub(super) fn learn(&mut self, relation: Relation) -> Result<()> {
+        if self.relations.get(&relation.id).is_some_and(|known| known.definition == relation) {
+            return Ok(());
+        }
+        let source = TableName::new(&relation.schema, &relation.name);
+        let doing = || format!("map the columns of {source}");
+        let Some((target, table)) = self.tables.get(&source) else {
+            return Err(Error::state(doing(), "the table is not part of this move (renamed on the source?)"));
+        };
+        let mut columns = Vec::with_capacity(relation.columns.len());
+        for column in &relation.columns {
+            match table.column(&column.name) {
+                Some(own) if own.type_oid == column.type_oid => columns.push(own.clone()),
+                Some(_) => {
+                    return Err(Error::state(
+                        doing(),
+                        format!("column \"{}\" has another type in the target", column.name),
+                    ));
+                }
+                None => {
+                    return Err(Error::state(
+                        doing(),
+                        format!("column \"{}\" does not exist in the target", column.name),
+                    ));
+                }
+            }
+        }
+        if let Some(missing) = table.stored().find(|own| !relation.columns.iter().any(|c| c.name == own.name)) {
+            return Err(Error::state(doing(), format!("column \"{}\" is no longer there on the source", missing.name)));
+        }
+        let key = key_places(table, &relation, &source)?;
+        let awkward = |(place, column): (usize, &Column)| {
+            column.category == "A" || (column.identity == "a" && !key.contains(&place))
+        };
+        let mapped = Mapped {
+            oid: relation.id,
+            whole_rows: columns.iter().enumerate().any(awkward),
+            key,
+            full: relation.identity == b'f',
+            target: target.clone(),
+            source: source.clone(),
+            columns,
+            definition: relation,
+        };
+        self.relations.insert(mapped.oid, Arc::new(mapped));
+        Ok(())
+    }
+
+    fn relation(&self, oid: u32) -> Result<&Arc<Mapped>> {
+        let unknown =
+            || Error::protocol("apply a change", format!("relation {oid} was not described before it was used"));
+        self.relations.get(&oid).ok_or_else(unknown)
+    }
+
+    pub(super) fn insert<'a>(&self, relation: u32, new: Tuple<'a>) -> Result<Change<'a>> {
+        let table = self.relation(relation)?;
+        let new = table.row(new)?;
+        if new.contains(&Value::Unchanged) {
+            return Err(Error::protocol(format!("insert into {}", table.target), "the new row is not complete"));
+        }
+        Ok(Change { table: Arc::clone(table), op: Op::Insert(new) })
+    }
+
+    pub(super) fn update<'a>(&self, relation: u32, old: Option<Old<'a>>, new: Tuple<'a>) -> Result<Change<'a>> {
+        let table = self.relation(relation)?;
+        let mut new = table.row(new)?;
+        let (key, old) = match old {
+            None => (table.key_of(&new)?, None),
+            Some(Old::Key(old)) => (table.key_of(&table.row(old)?)?, None),
+            Some(Old::Full(old)) => {
+                let old = table.row(old)?;
+                // An unchanged value out of line is in the old row under FULL; the key may be one.
+                for place in &table.key {
+                    if new[*place] == Value::Unchanged {
+                        new[*place] = old[*place];
+                    }
+                }
+                (table.key_of(&old)?, Some(old))
+            }
+        };
+        Ok(Change { table: Arc::clone(table), op: Op::Update { key, old, new } })
+    }
+
+    pub(super) fn delete<'a>(&self, relation: u32, old: Old<'a>) -> Result<Change<'a>> {
+        let table = self.relation(relation)?;
+        let (row, full) = match old {
+            Old::Key(old) => (table.row(old)?, false),
+            Old::Full(old) => (table.row(old)?, true),
+        };
+        let key = table.key_of(&row)?;
+        Ok(Change { table: Arc::clone(table), op: Op::Delete { key, old: full.then_some(row) } })
+    }
+}
+
+/// Which columns name a row: the replica identity's; under FULL the target's best key.
+fn key_places(table: &Table, relation: &Relation, source: &TableName) -> Result<Vec<usize>> {
+    let place = |name: &String| relation.columns.iter().position(|column| &column.name == name);
+    if relation.identity != b'f' {
+        let places: Vec<usize> = (0..relation.columns.len()).filter(|place| relation.columns[*place].key).collect();
+        return match places.is_empty() {
+            true => Err(Error::state(format!("map the key of {source}"), "the table has no replica identity")),
+            false => Ok(places),
+        };
+    }
+    let key = table.keys.iter().find(|key| key.primary).or_else(|| table.keys.iter().find(|key| key.identifies));
+    Ok(key.map(|key| key.columns.iter().filter_map(place).collect()).unwrap_or_default())
+}
+
+impl Mapped {
+    fn row<'a>(&self, tuple: Tuple<'a>) -> Result<Row<'a>> {
+        let row: Row<'a> = tuple.iter().collect();
+        if row.len() != self.columns.len() {
+            let why = format!("a row has {} columns, its description {}", row.len(), self.columns.len());
+            return Err(Error::protocol(format!("read a change of {}", self.source), why));
+        }
+        if row.iter().any(|value| matches!(value, Value::Text(_))) {
+            let why = "a column's type has no binary form, which this version cannot apply";
+            return Err(Error::state(format!("read a change of {}", self.source), why));
+        }
+        Ok(row)
+    }
+
+    /// The key's values of a row; the whole row where there is no key.
+    pub fn key_of<'a>(&self, row: &Row<'a>) -> Result<Row<'a>> {
+        if self.key.is_empty() {
+            return match self.full {
+                true => Ok(Vec::new()),
+                false => Err(Error::state(format!("name a row of {}", self.source), "the table has no key")),
+            };
+        }
+        let key: Row<'a> = self.key.iter().map(|place| row[*place]).collect();
+        if key.iter().any(|value| !matches!(value, Value::Binary(_))) {
+            return Err(Error::state(format!("name a row of {}", self.source), "a column of its key has no value"));
+        }
+        Ok(key)
+    }
+
+    /// Whether a column of the key is GENERATED ALWAYS AS IDENTITY, which UPDATE refuses to set.
+    pub fn key_is_generated(&self) -> bool {
+        self.key.iter().any(|place| self.columns[*place].identity == "a")
+    }
+
+    /// Whether UPDATE refuses to set some column outside the key.
+    pub fn refuses_update(&self) -> bool {
+        let outside = |(place, column): (usize, &Column)| column.identity == "a" && !self.key.contains(&place);
+        self.columns.iter().enumerate().any(outside)
+    }
+
+    /// Places of the columns that an UPDATE may set: those with a value, outside the key.
+    pub fn settable(&self, row: &Row<'_>) -> Vec<usize> {
+        (0..row.len()).filter(|place| row[*place] != Value::Unchanged && !self.key.contains(place)).collect()
+    }
+}
+
+/// Prepared statements of a connection, by their text.
+#[derive(Default)]
+pub(super) struct Statements(HashMap<String, Statement>);
+
+/// The most statements kept: tables times the sets of unchanged columns that occur.
+const MOST_STATEMENTS: usize = 1000;
+
+impl Statements {
+    /// The statement with this text, prepared once.
+    pub async fn get(&mut self, client: &Client, sql: String, table: &TableName) -> Result<Statement> {
+        if let Some(statement) = self.0.get(&sql) {
+            return Ok(statement.clone());
+        }
+        if self.0.len() >= MOST_STATEMENTS {
+            self.0.clear();
+        }
+        let statement = client.prepare(&sql).await.doing(format!("prepare a statement for {table}"))?;
+        self.0.insert(sql, statement.clone());
+        Ok(statement)
+    }
+}
+
+/// A parameter in the wire's binary form, passed on undecoded.
+#[derive(Debug)]
+pub(super) struct Raw<'a>(pub Option<&'a [u8]>);
+
+impl ToSql for Raw<'_> {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut BytesMut,
+    ) -> std::result::Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        match self.0 {
+            None => Ok(IsNull::Yes),
+            Some(bytes) => {
+                out.put_slice(bytes);
+                Ok(IsNull::No)
+            }
+        }
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    fn encode_format(&self, _: &Type) -> Format {
+        Format::Binary
+    }
+
+    fn to_sql_checked(
+        &self,
+        ty: &Type,
+        out: &mut BytesMut,
+    ) -> std::result::Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        self.to_sql(ty, out)
+    }
+}
+
+/// The bytes of a value; `None` is NULL.
+pub(super) fn bytes_of<'a>(value: &Value<'a>) -> Option<&'a [u8]> {
+    match value {
+        Value::Binary(bytes) => Some(bytes),
+        Value::Null | Value::Text(_) | Value::Unchanged => None,
+    }
+}

@@ -1,0 +1,258 @@
+//! What a table is, from the catalogs: columns with their exact types, keys, identity.
+//! Names come from here and nowhere else.
+
+use std::collections::HashMap;
+
+use schemas::TableName;
+use schemas::tenant::KeyType;
+use tokio_postgres::{Client, Row};
+
+use super::{Doing, Result, control, quote};
+
+/// A table as the catalogs describe it.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// `pg_class.oid`.
+    pub oid: u32,
+    /// Its name.
+    pub name: TableName,
+    /// `pg_class.relkind`: `r` ordinary, `p` partitioned, `f` foreign.
+    pub kind: String,
+    /// `pg_class.relpersistence`: `p` permanent, `u` unlogged.
+    pub persistence: String,
+    /// `pg_class.relreplident`: `d` default, `n` nothing, `f` full, `i` index.
+    pub identity: String,
+    /// Whether row level security is on.
+    pub row_security: bool,
+    /// Whether it inherits from, is inherited by, or is a partition of another table.
+    pub inherits: bool,
+    /// The planner's estimate of its rows.
+    pub estimated_rows: i64,
+    /// Columns that exist, in physical order.
+    pub columns: Vec<Column>,
+    /// Unique indexes over plain columns.
+    pub keys: Vec<UniqueKey>,
+}
+
+/// A column.
+#[derive(Clone, Debug)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// `pg_type.oid`.
+    pub type_oid: u32,
+    /// The array type over it, 0 where there is none.
+    pub array_oid: u32,
+    /// The type as DDL spells it, with length and precision.
+    pub type_sql: String,
+    /// The type as a cast spells it: schema and name, quoted, without length.
+    pub type_name: String,
+    /// `pg_type.typcategory`; `A` is an array, which `unnest` would flatten.
+    pub category: String,
+    /// Whether the type comes with PostgreSQL (and not from an extension or a user).
+    pub built_in: bool,
+    /// Whether the type has a binary output function.
+    pub has_binary: bool,
+    /// NOT NULL.
+    pub not_null: bool,
+    /// The default or generation expression.
+    pub default: Option<String>,
+    /// `pg_attribute.attidentity`: empty, `a` always, `d` by default.
+    pub identity: String,
+    /// `pg_attribute.attgenerated`: empty or `s` stored.
+    pub generated: String,
+    /// A collation other than the type's own, as SQL.
+    pub collation: Option<String>,
+    /// The sequence that the default draws from and that the column owns.
+    pub owned_sequence: Option<TableName>,
+    /// What the default needs that provisioning cannot make: functions, other sequences.
+    pub default_needs: Option<String>,
+}
+
+/// A unique index over plain columns, without predicate.
+#[derive(Clone, Debug)]
+pub struct UniqueKey {
+    /// The index's name.
+    pub name: String,
+    /// Its key columns, in index order.
+    pub columns: Vec<String>,
+    /// PRIMARY KEY.
+    pub primary: bool,
+    /// Checked at once, and every column NOT NULL: fit to be a replica identity.
+    pub identifies: bool,
+    /// `pg_index.indisreplident`.
+    pub replica_identity: bool,
+}
+
+impl Table {
+    /// The column called `name`.
+    pub fn column(&self, name: &str) -> Option<&Column> {
+        self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// The columns that hold values of their own, which are copied and applied.
+    pub fn stored(&self) -> impl Iterator<Item = &Column> {
+        self.columns.iter().filter(|column| column.generated.is_empty())
+    }
+
+    /// The key that names a row: what the old image carries under this table's identity.
+    pub fn row_key(&self) -> Option<&UniqueKey> {
+        let fit = |key: &&UniqueKey| key.identifies;
+        match self.identity.as_str() {
+            "i" => self.keys.iter().find(|key| key.replica_identity),
+            "d" => self.keys.iter().find(|key| key.primary),
+            _ => self.keys.iter().find(|key| key.primary).or_else(|| self.keys.iter().find(fit)),
+        }
+    }
+
+    /// Whether UPDATE and DELETE carry the old value of `column`.
+    pub fn identity_covers(&self, column: &str) -> bool {
+        match self.identity.as_str() {
+            "f" => true,
+            "i" | "d" => self.row_key().is_some_and(|key| key.columns.iter().any(|c| c == column)),
+            _ => false,
+        }
+    }
+
+    /// The type of the tenant key `column`, where it is one that can be routed by.
+    pub fn key_type(&self, column: &str) -> Option<KeyType> {
+        self.column(column).and_then(|column| KeyType::from_oid(column.type_oid))
+    }
+}
+
+/// Every table of the application in this database: not PostgreSQL's, not Carveout's, not a tenant's.
+pub async fn tables(client: &Client) -> Result<Vec<Table>> {
+    let (schemas, made) = control::created(client).await?;
+    let all = load(
+        client,
+        "n.nspname <> ALL ($1) AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'carveout')",
+        &schemas,
+    )
+    .await?;
+    Ok(all.into_iter().filter(|table| !made.contains(&control::object_name(&table.name))).collect())
+}
+
+/// The tables of the named schemas.
+pub async fn tables_in(client: &Client, schemas: &[String]) -> Result<Vec<Table>> {
+    load(client, "n.nspname = ANY ($1)", schemas).await
+}
+
+async fn load(client: &Client, filter: &str, schemas: &[String]) -> Result<Vec<Table>> {
+    let heads = format!(
+        "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, c.relreplident::text,
+                c.relrowsecurity,
+                c.relispartition OR EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)),
+                c.reltuples::bigint
+           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+          WHERE c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't' AND {filter}
+          ORDER BY n.nspname, c.relname"
+    );
+    let mut tables: Vec<Table> =
+        client.query(&heads, &[&schemas]).await.doing("list tables")?.iter().map(head).collect();
+    let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
+    let mut columns = columns(client, &oids).await?;
+    let mut keys = keys(client, &oids).await?;
+    for table in &mut tables {
+        table.columns = columns.remove(&table.oid).unwrap_or_default();
+        table.keys = keys.remove(&table.oid).unwrap_or_default();
+    }
+    Ok(tables)
+}
+
+fn head(row: &Row) -> Table {
+    Table {
+        oid: row.get(0),
+        name: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+        kind: row.get(3),
+        persistence: row.get(4),
+        identity: row.get(5),
+        row_security: row.get(6),
+        inherits: row.get(7),
+        estimated_rows: row.get(8),
+        columns: Vec::new(),
+        keys: Vec::new(),
+    }
+}
+
+const COLUMNS: &str = "\
+SELECT a.attrelid, a.attname::text, t.oid, t.typarray, format_type(t.oid, a.atttypmod),
+       tn.nspname::text, t.typname::text, t.typcategory::text,
+       t.oid < 16384 AND tn.nspname = 'pg_catalog' AND t.typtype <> 'c',
+       t.typsend <> 0 AND NOT coalesce((SELECT e.typsend = 0 FROM pg_type e WHERE e.oid = t.typelem AND t.typcategory = 'A'), false),
+       a.attnotnull, pg_get_expr(d.adbin, d.adrelid), a.attidentity::text, a.attgenerated::text,
+       CASE WHEN a.attcollation <> t.typcollation THEN
+            (SELECT quote_ident(cn.nspname) || '.' || quote_ident(c.collname) FROM pg_collation c
+               JOIN pg_namespace cn ON cn.oid = c.collnamespace WHERE c.oid = a.attcollation) END,
+       own.schema, own.name, needs.list
+  FROM pg_attribute a
+  JOIN pg_type t ON t.oid = a.atttypid
+  JOIN pg_namespace tn ON tn.oid = t.typnamespace
+  LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+  LEFT JOIN LATERAL (
+       SELECT sn.nspname::text AS schema, s.relname::text AS name, s.oid
+         FROM pg_depend o
+         JOIN pg_class s ON s.oid = o.objid AND s.relkind = 'S'
+         JOIN pg_namespace sn ON sn.oid = s.relnamespace
+         JOIN pg_depend u ON u.classid = 'pg_attrdef'::regclass AND u.objid = d.oid
+                         AND u.refclassid = 'pg_class'::regclass AND u.refobjid = s.oid
+        WHERE o.classid = 'pg_class'::regclass AND o.refclassid = 'pg_class'::regclass
+          AND o.refobjid = a.attrelid AND o.refobjsubid = a.attnum AND o.deptype = 'a' LIMIT 1) own ON true
+  LEFT JOIN LATERAL (
+       SELECT string_agg(pg_describe_object(u.refclassid, u.refobjid, 0), ', ') AS list
+         FROM pg_depend u
+        WHERE u.classid = 'pg_attrdef'::regclass AND u.objid = d.oid AND u.refobjid >= 16384
+          AND u.refobjid <> a.attrelid AND u.refobjid <> coalesce(own.oid, 0)) needs ON true
+ WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
+ ORDER BY a.attrelid, a.attnum";
+
+async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Column>>> {
+    let mut columns: HashMap<u32, Vec<Column>> = HashMap::new();
+    for row in client.query(COLUMNS, &[&oids]).await.doing("list columns")? {
+        let owner = row.get::<_, Option<String>>(15).zip(row.get::<_, Option<String>>(16));
+        let (type_schema, type_name): (String, String) = (row.get(5), row.get(6));
+        columns.entry(row.get(0)).or_default().push(Column {
+            name: row.get(1),
+            type_oid: row.get(2),
+            array_oid: row.get(3),
+            type_sql: row.get(4),
+            type_name: format!("{}.{}", quote::ident(&type_schema), quote::ident(&type_name)),
+            category: row.get(7),
+            built_in: row.get(8),
+            has_binary: row.get(9),
+            not_null: row.get(10),
+            default: row.get(11),
+            identity: row.get(12),
+            generated: row.get(13),
+            collation: row.get(14),
+            owned_sequence: owner.map(|(schema, name)| TableName::new(schema, name)),
+            default_needs: row.get(17),
+        });
+    }
+    Ok(columns)
+}
+
+const KEYS: &str = "\
+SELECT i.indrelid, c.relname::text, i.indisprimary,
+       i.indimmediate AND i.indisvalid AND bool_and(a.attnotnull), i.indisreplident,
+       array_agg(a.attname::text ORDER BY k.place)
+  FROM pg_index i
+  JOIN pg_class c ON c.oid = i.indexrelid
+ CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, place)
+  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+ WHERE i.indrelid = ANY ($1) AND i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL AND k.place <= i.indnkeyatts
+ GROUP BY i.indrelid, i.indexrelid, c.relname, i.indisprimary, i.indimmediate, i.indisvalid, i.indisreplident
+ ORDER BY i.indisprimary DESC, c.relname";
+
+async fn keys(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<UniqueKey>>> {
+    let mut keys: HashMap<u32, Vec<UniqueKey>> = HashMap::new();
+    for row in client.query(KEYS, &[&oids]).await.doing("list unique indexes")? {
+        keys.entry(row.get(0)).or_default().push(UniqueKey {
+            name: row.get(1),
+            primary: row.get(2),
+            identifies: row.get(3),
+            replica_identity: row.get(4),
+            columns: row.get(5),
+        });
+    }
+    Ok(keys)
+}

@@ -1,0 +1,130 @@
+//! Compares one table of one tenant on both sides, each under its own held snapshot: count and an
+//! order-free sum of the rows' 128-bit hashes, computed in the databases. Where they differ, the
+//! rows are found by bisection over buckets of the key's hash. Values never leave the databases
+//! but for the keys of rows that differ.
+
+use std::collections::BTreeMap;
+
+use schemas::TableName;
+use schemas::status::{Difference, TableReport};
+use tokio_postgres::Client;
+
+use super::catalog::Table;
+use super::quote::{ident, table as qualified};
+use super::{Doing, Result};
+
+/// Hash prefixes of the key that rows are put into, 16^3.
+const BUCKET_DIGITS: usize = 3;
+/// Buckets whose rows are looked at one by one.
+const MOST_BUCKETS: usize = 32;
+/// Differing rows that are named.
+const MOST_EXAMPLES: usize = 20;
+
+/// One side of the comparison.
+pub struct Side<'a> {
+    /// A connection inside the transaction that holds the snapshot.
+    pub client: &'a Client,
+    /// The table there.
+    pub table: TableName,
+    /// Which of its rows.
+    pub filter: String,
+}
+
+/// Compares both sides of a table. `shape` names columns and key.
+pub async fn compare(source: &Side<'_>, target: &Side<'_>, shape: &Table) -> Result<TableReport> {
+    let columns = row_text(shape.stored().map(|column| column.name.as_str()));
+    let (left, right) = tokio::try_join!(digest(source, &columns), digest(target, &columns))?;
+    let mut report = TableReport {
+        table: shape.name.to_string(),
+        source_rows: left.0,
+        target_rows: right.0,
+        source_digest: left.1.clone(),
+        target_digest: right.1.clone(),
+        differences: 0,
+        examples: Vec::new(),
+    };
+    if left != right {
+        let key = match shape.row_key() {
+            Some(key) => row_text(key.columns.iter().map(String::as_str)),
+            None => format!("md5({columns})"),
+        };
+        let found = differences(source, target, &key, &columns).await?;
+        // The sums differ, so at least one row does, wherever the search stopped.
+        report.differences = (found.len() as u64).max(1).max(left.0.abs_diff(right.0));
+        report.examples = found.into_iter().take(MOST_EXAMPLES).collect();
+    }
+    Ok(report)
+}
+
+/// The text of a row: NULL and the empty string differ in it.
+fn row_text<'a>(columns: impl Iterator<Item = &'a str>) -> String {
+    let columns: Vec<String> = columns.map(|name| format!("t.{}", ident(name))).collect();
+    format!("ROW({})::text", columns.join(", "))
+}
+
+/// The two halves of an md5 as numbers; sums of them do not depend on the order of rows.
+const HALVES: &str = "coalesce(sum(('x' || substr(m, 1, 16))::bit(64)::bigint), 0)::text || '/' || \
+                      coalesce(sum(('x' || substr(m, 17))::bit(64)::bigint), 0)::text";
+
+async fn digest(side: &Side<'_>, columns: &str) -> Result<(u64, String)> {
+    let sql = format!(
+        "SELECT count(*), {HALVES} FROM (SELECT md5({columns}) AS m FROM {} t WHERE {}) h",
+        qualified(&side.table),
+        side.filter
+    );
+    let row = side.client.query_one(&sql, &[]).await.doing(format!("sum the rows of {}", side.table))?;
+    Ok((row.get::<_, i64>(0).unsigned_abs(), row.get(1)))
+}
+
+/// The rows that differ, as far as [`MOST_BUCKETS`] buckets hold them.
+async fn differences(source: &Side<'_>, target: &Side<'_>, key: &str, columns: &str) -> Result<Vec<Difference>> {
+    let (left, right) = tokio::try_join!(buckets(source, key, columns), buckets(target, key, columns))?;
+    let all = left.keys().chain(right.keys());
+    let mut unequal: Vec<String> = all.filter(|bucket| left.get(*bucket) != right.get(*bucket)).cloned().collect();
+    unequal.sort_unstable();
+    unequal.dedup();
+    unequal.truncate(MOST_BUCKETS);
+    let (left, right) = tokio::try_join!(rows(source, key, columns, &unequal), rows(target, key, columns, &unequal))?;
+    let mut found = Vec::new();
+    for (key, hash) in &left {
+        let kind = match right.get(key) {
+            None => "missing",
+            Some(other) if other != hash => "different",
+            Some(_) => continue,
+        };
+        found.push(Difference { key: key.clone(), kind: kind.to_owned() });
+    }
+    let extra = right.keys().filter(|key| !left.contains_key(*key));
+    found.extend(extra.map(|key| Difference { key: key.clone(), kind: "extra".to_owned() }));
+    found.sort();
+    Ok(found)
+}
+
+async fn buckets(side: &Side<'_>, key: &str, columns: &str) -> Result<BTreeMap<String, (i64, String)>> {
+    let sql = format!(
+        "SELECT b, count(*), {HALVES}
+           FROM (SELECT substr(md5({key}), 1, {BUCKET_DIGITS}) AS b, md5({columns}) AS m FROM {} t WHERE {}) h GROUP BY b",
+        qualified(&side.table),
+        side.filter
+    );
+    let rows = side.client.query(&sql, &[]).await.doing(format!("bisect {}", side.table))?;
+    Ok(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect())
+}
+
+/// Key to (rows with it, sum of their hashes) in some buckets.
+async fn rows(
+    side: &Side<'_>,
+    key: &str,
+    columns: &str,
+    buckets: &[String],
+) -> Result<BTreeMap<String, (i64, String)>> {
+    let sql = format!(
+        "SELECT k, count(*), {HALVES}
+           FROM (SELECT {key} AS k, md5({columns}) AS m FROM {} t WHERE {}) h
+          WHERE substr(md5(k), 1, {BUCKET_DIGITS}) = ANY ($1) GROUP BY k",
+        qualified(&side.table),
+        side.filter
+    );
+    let rows = side.client.query(&sql, &[&buckets]).await.doing(format!("compare rows of {}", side.table))?;
+    Ok(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect())
+}

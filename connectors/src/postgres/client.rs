@@ -1,0 +1,75 @@
+//! Ordinary connections: tokio-postgres with the session settings that every connection pins.
+//! A setting of the database or the role must never change what a value looks like, or how
+//! durable a commit is.
+
+use std::time::Duration;
+
+use schemas::url::{PgUrl, SslMode};
+use tokio_postgres::{Client, Config, NoTls};
+use tracing::Instrument;
+
+use super::{Doing, Error, Result};
+
+/// What every session of ours begins with; the replication connection uses the same.
+pub const PINNED: &str = "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 -c timezone=UTC \
+    -c bytea_output=hex -c lc_monetary=C -c row_security=off -c search_path=pg_catalog -c synchronous_commit=on \
+    -c statement_timeout=0 -c idle_in_transaction_session_timeout=0 -c default_transaction_isolation=read\\ committed \
+    -c default_transaction_read_only=off -c default_transaction_deferrable=off -c standard_conforming_strings=on";
+
+/// The longest wait for a lock on a connection that does not say otherwise. Longer waits are
+/// tried again from the outside, where they can be seen.
+const LOCK_TIMEOUT: &str = "-c lock_timeout=10s";
+
+/// Settings of a connection that applies changes: sets are joined to tables by their key, always,
+/// and planned once.
+pub const APPLY: &str = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c enable_hashjoin=off \
+    -c enable_mergejoin=off -c jit=off";
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const DEAD_PEER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Connects for `purpose`, which shows in `application_name`.
+pub async fn connect(url: &PgUrl, purpose: &str) -> Result<Client> {
+    connect_with(url, purpose, "").await
+}
+
+/// Connects with further session settings (`-c name=value …`).
+pub async fn connect_with(url: &PgUrl, purpose: &str, settings: &str) -> Result<Client> {
+    let doing = || format!("connect to {url}");
+    require_plain(url)?;
+    let mut config = Config::new();
+    config.host(url.host.as_deref().unwrap_or("localhost")).port(url.port);
+    config.application_name(format!("carveout {purpose}"));
+    config.options(format!("{} {PINNED} {LOCK_TIMEOUT} {settings}", url.options.as_deref().unwrap_or("")));
+    config.connect_timeout(url.connect_timeout.map_or(CONNECT_TIMEOUT, Duration::from_secs));
+    config.tcp_user_timeout(DEAD_PEER_TIMEOUT).keepalives_idle(DEAD_PEER_TIMEOUT);
+    config.user(url.user.as_deref().unwrap_or("postgres"));
+    if let Some(dbname) = &url.dbname {
+        config.dbname(dbname);
+    }
+    if let Some(password) = &url.password {
+        config.password(password.expose());
+    }
+    let (client, connection) = config.connect(NoTls).await.doing(doing())?;
+    // The client notices by itself when its connection ends; the reason reaches the next query.
+    let task = async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "connection ended");
+        }
+    };
+    tokio::spawn(task.in_current_span());
+    Ok(client)
+}
+
+/// Refuses a URL that asks for TLS, which this version does not speak.
+pub fn require_plain(url: &PgUrl) -> Result<()> {
+    match url.effective_sslmode() {
+        SslMode::Disable => Ok(()),
+        mode => Err(Error::state(
+            format!("connect to {url}"),
+            format!(
+                "sslmode={mode} needs TLS, which this version does not have; over a trusted network add sslmode=disable to the URL"
+            ),
+        )),
+    }
+}

@@ -1,0 +1,211 @@
+//! Schema `carveout` of a target (and of the source): the checkpoint as compare-and-set, what has
+//! been copied under which snapshot, and which objects Carveout created.
+
+use schemas::{Lsn, MoveId, Snapshot, TableName, TenantId};
+use tokio_postgres::{Client, Transaction};
+
+use super::snapshot::{parse_lsn, parse_snapshot};
+use super::{Doing, Error, Result};
+
+/// Serializes the creation of the control schema within a database.
+const SETUP_LOCK: &str = "SELECT pg_advisory_xact_lock(77777, 0)";
+
+/// The control schema; every statement can be run twice.
+pub const SETUP: &str = "\
+CREATE SCHEMA IF NOT EXISTS carveout;
+CREATE TABLE IF NOT EXISTS carveout.checkpoint (
+  move text PRIMARY KEY, tenant text NOT NULL, epoch bigint NOT NULL, lsn pg_lsn NOT NULL,
+  slot text NOT NULL, system_id text NOT NULL, timeline integer NOT NULL,
+  updated_at timestamptz NOT NULL DEFAULT now()) WITH (fillfactor = 50);
+CREATE TABLE IF NOT EXISTS carveout.copied (
+  move text NOT NULL, table_name text NOT NULL, snapshot text NOT NULL, wal_insert_lsn pg_lsn NOT NULL,
+  rows bigint NOT NULL, done boolean NOT NULL, PRIMARY KEY (move, table_name));
+CREATE TABLE IF NOT EXISTS carveout.objects (
+  move text NOT NULL, kind text NOT NULL, name text NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (kind, name));
+REVOKE ALL ON SCHEMA carveout FROM PUBLIC;
+";
+
+/// Makes the control schema where it is missing.
+pub async fn setup(client: &mut Client) -> Result<()> {
+    let present = client
+        .query_one("SELECT to_regclass('carveout.objects') IS NOT NULL", &[])
+        .await
+        .doing("look for schema carveout")?;
+    if present.get(0) {
+        return Ok(());
+    }
+    let tx = client.transaction().await.doing("begin")?;
+    tx.batch_execute(SETUP_LOCK).await.doing("lock the creation of schema carveout")?;
+    tx.batch_execute(SETUP).await.doing("create schema carveout")?;
+    tx.commit().await.doing("create schema carveout")
+}
+
+/// Which stream a checkpoint counts in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The slot.
+    pub slot: String,
+    /// The source's system identifier.
+    pub system_id: String,
+    /// The source's timeline.
+    pub timeline: u32,
+}
+
+/// What the target says about a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Raised each time a daemon opens the lane; an older daemon's commits fail from then on.
+    pub epoch: i64,
+    /// End of the last source transaction that the target holds.
+    pub lsn: Lsn,
+}
+
+/// Opens the lane's checkpoint: makes the row when it is missing, raises its epoch.
+///
+/// Fails when the row belongs to another tenant or another stream.
+pub async fn open_checkpoint(client: &Client, id: MoveId, tenant: &TenantId, origin: &Origin) -> Result<Checkpoint> {
+    let doing = || format!("open the checkpoint of {id}");
+    let timeline = i32::try_from(origin.timeline).map_err(|error| Error::protocol(doing(), error))?;
+    let row = client
+        .query_opt(
+            "INSERT INTO carveout.checkpoint AS c (move, tenant, epoch, lsn, slot, system_id, timeline)
+             VALUES ($1, $2, 1, '0/0', $3, $4, $5)
+             ON CONFLICT (move) DO UPDATE SET epoch = c.epoch + 1, updated_at = now()
+              WHERE (c.tenant, c.slot, c.system_id, c.timeline)
+                  = (excluded.tenant, excluded.slot, excluded.system_id, excluded.timeline)
+             RETURNING epoch, lsn::text",
+            &[&id.to_string(), &tenant.0, &origin.slot, &origin.system_id, &timeline],
+        )
+        .await
+        .doing(doing())?;
+    let Some(row) = row else {
+        return Err(Error::state(
+            doing(),
+            "the row of that name in carveout.checkpoint belongs to another tenant or another source: \
+             another state directory made it; cancel that move from there, or delete the row once its target is dropped",
+        ));
+    };
+    Ok(Checkpoint { epoch: row.get(0), lsn: parse_lsn(row.get(1))? })
+}
+
+/// The checkpoint as it stands, for `epoch`; an error when another daemon has opened the lane.
+pub async fn read_checkpoint(client: &Client, id: MoveId, epoch: i64) -> Result<Lsn> {
+    let doing = || format!("read the checkpoint of {id}");
+    let row = client
+        .query_opt("SELECT epoch, lsn::text FROM carveout.checkpoint WHERE move = $1", &[&id.to_string()])
+        .await
+        .doing(doing())?;
+    match row {
+        None => Err(Error::state(doing(), "the row in carveout.checkpoint is gone")),
+        Some(row) if row.get::<_, i64>(0) != epoch => Err(Error::state(
+            doing(),
+            format!("another daemon has opened this lane (epoch {}, ours is {epoch})", row.get::<_, i64>(0)),
+        )),
+        Some(row) => parse_lsn(row.get(1)),
+    }
+}
+
+/// Moves the checkpoint inside the transaction that holds the rows: one row, or an error.
+pub async fn advance_checkpoint(tx: &Client, id: MoveId, epoch: i64, from: Lsn, to: Lsn) -> Result<()> {
+    let doing = || format!("advance the checkpoint of {id}");
+    let moved = tx
+        .execute(
+            "UPDATE carveout.checkpoint SET lsn = $4::text::pg_lsn, updated_at = now()
+              WHERE move = $1 AND epoch = $2 AND lsn = $3::text::pg_lsn",
+            &[&id.to_string(), &epoch, &from.to_string(), &to.to_string()],
+        )
+        .await
+        .doing(doing())?;
+    match moved {
+        1 => Ok(()),
+        _ => Err(Error::connection(doing(), "it no longer stands where this daemon left it; reading it again")),
+    }
+}
+
+/// Refuses to go on when another daemon has opened the lane; holds the row against that until commit.
+pub async fn hold_epoch(tx: &Transaction<'_>, id: MoveId, epoch: i64) -> Result<()> {
+    let held = tx
+        .query_opt(
+            "SELECT FROM carveout.checkpoint WHERE move = $1 AND epoch = $2 FOR SHARE",
+            &[&id.to_string(), &epoch],
+        )
+        .await
+        .doing(format!("hold the checkpoint of {id}"))?;
+    match held {
+        Some(_) => Ok(()),
+        None => Err(Error::state(format!("copy for {id}"), "another daemon has opened this lane")),
+    }
+}
+
+/// A copied table: its snapshot decides which transactions of the stream it already holds.
+#[derive(Clone, Debug)]
+pub struct Copied {
+    /// The snapshot it was read under.
+    pub snapshot: Snapshot,
+    /// Every transaction that the snapshot shows ends at or before this position.
+    pub wal_insert_lsn: Lsn,
+    /// Rows copied.
+    pub rows: u64,
+}
+
+impl Copied {
+    /// Whether the copy already holds the effects of the transaction `xid` whose commit record
+    /// begins at `commit_lsn`.
+    pub fn holds(&self, xid: u32, commit_lsn: Lsn) -> bool {
+        commit_lsn < self.wal_insert_lsn && self.snapshot.shows_xid(xid)
+    }
+}
+
+/// The tables of a move whose copy is complete.
+pub async fn read_copied(client: &Client, id: MoveId) -> Result<Vec<(String, Copied)>> {
+    let rows = client
+        .query(
+            "SELECT table_name, snapshot, wal_insert_lsn::text, rows FROM carveout.copied WHERE move = $1 AND done",
+            &[&id.to_string()],
+        )
+        .await
+        .doing(format!("read what {id} has copied"))?;
+    rows.iter()
+        .map(|row| {
+            let snapshot = parse_snapshot(row.get(1))?;
+            let wal_insert_lsn = parse_lsn(row.get(2))?;
+            Ok((row.get(0), Copied { snapshot, wal_insert_lsn, rows: row.get::<_, i64>(3).unsigned_abs() }))
+        })
+        .collect()
+}
+
+/// Forgets what a move has copied and where it stood, so that it can be copied again.
+pub async fn reset(client: &mut Client, id: MoveId) -> Result<()> {
+    let doing = || format!("reset {id}");
+    let tx = client.transaction().await.doing(doing())?;
+    let id = id.to_string();
+    tx.execute("DELETE FROM carveout.copied WHERE move = $1", &[&id]).await.doing(doing())?;
+    tx.execute("UPDATE carveout.checkpoint SET lsn = '0/0', epoch = epoch + 1 WHERE move = $1", &[&id])
+        .await
+        .doing(doing())?;
+    tx.commit().await.doing(doing())
+}
+
+/// What Carveout created for tenants in this database: (schemas, tables as [`object_name`]).
+pub async fn created(client: &Client) -> Result<(Vec<String>, Vec<String>)> {
+    let present = client
+        .query_one("SELECT to_regclass('carveout.objects') IS NOT NULL", &[])
+        .await
+        .doing("look for schema carveout")?;
+    if !present.get::<_, bool>(0) {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let rows = client
+        .query("SELECT kind, name FROM carveout.objects WHERE kind IN ('schema', 'table')", &[])
+        .await
+        .doing("list what Carveout created")?;
+    let (schemas, tables): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.get::<_, &str>(0) == "schema");
+    let names = |rows: Vec<&tokio_postgres::Row>| rows.iter().map(|row| row.get(1)).collect();
+    Ok((names(schemas), names(tables)))
+}
+
+/// How a table is written down in `carveout.objects`.
+pub fn object_name(table: &TableName) -> String {
+    super::quote::table(table)
+}

@@ -1,0 +1,159 @@
+//! The copy of one table of one tenant: COPY BINARY out of a snapshot, into the target, byte for
+//! byte, committed in parts. The table counts as copied only with the row in `carveout.copied`
+//! that the last part commits; an interrupted table is emptied and begun again.
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt, pin_mut};
+use schemas::{Lsn, MoveId, Snapshot, TableName};
+use tokio_postgres::{Client, Transaction};
+
+use super::catalog::Table;
+use super::{Doing, Error, Result, control, quote};
+
+/// The most that one transaction copies: its log passes through our own slot when the target is a
+/// schema of the source's server.
+const PART_BYTES: usize = 32 << 20;
+
+/// `PGCOPY\n\377\r\n\0`, flags, extension length (PostgreSQL manual, COPY, "Binary Format").
+pub(super) const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+/// The field count that ends the data.
+pub(super) const TRAILER: &[u8] = b"\xff\xff";
+
+/// How many rows the progress and the throttle see at a time.
+const REPORT_ROWS: u64 = 256;
+
+/// What to copy, and where.
+pub struct CopyJob<'a> {
+    /// The move.
+    pub id: MoveId,
+    /// The lane's epoch, held in each part.
+    pub epoch: i64,
+    /// The table on the source.
+    pub source: &'a Table,
+    /// Which rows: an SQL condition over the source table.
+    pub filter: String,
+    /// The table in the target.
+    pub target: TableName,
+    /// The snapshot that the reading connection is under.
+    pub snapshot: &'a Snapshot,
+    /// Every transaction the snapshot shows ends at or before this position.
+    pub wal_insert_lsn: Lsn,
+}
+
+/// Copies the rows; `report` is called with every few hundred of them and may wait.
+pub async fn copy_table<F, W>(from: &Client, into: &mut Client, job: &CopyJob<'_>, mut report: F) -> Result<u64>
+where
+    F: FnMut(u64) -> W,
+    W: Future<Output = ()>,
+{
+    let doing = || format!("copy {}", job.source.name);
+    let columns = quote::idents(job.source.stored().map(|column| column.name.as_str()));
+    let out = format!(
+        "COPY (SELECT {columns} FROM {} WHERE {}) TO STDOUT (FORMAT binary)",
+        quote::table(&job.source.name),
+        job.filter
+    );
+    let into_sql = format!("COPY {} ({columns}) FROM STDIN (FORMAT binary)", quote::table(&job.target));
+    let rows = from.copy_out(&out).await.doing(doing())?;
+    pin_mut!(rows);
+    let mut first = true;
+    let mut total = 0;
+    loop {
+        let tx = into.transaction().await.doing(doing())?;
+        control::hold_epoch(&tx, job.id, job.epoch).await?;
+        if first {
+            begin_table(&tx, job).await?;
+        }
+        let sink = tx.copy_in::<_, Bytes>(&into_sql).await.doing(doing())?;
+        pin_mut!(sink);
+        sink.feed(Bytes::from_static(HEADER)).await.doing(doing())?;
+        let (mut bytes, mut unreported, mut ended) = (0, 0, false);
+        while bytes < PART_BYTES {
+            // One CopyData message is one row (PostgreSQL manual, "COPY Operations").
+            let Some(row) = rows.next().await else {
+                return Err(Error::protocol(doing(), "the data ended without its end mark"));
+            };
+            let mut row = row.doing(doing())?;
+            if std::mem::take(&mut first) {
+                row = strip_header(row).map_err(|why| Error::protocol(doing(), why))?;
+            }
+            if row == TRAILER {
+                ended = true;
+                break;
+            }
+            bytes += row.len();
+            unreported += 1;
+            sink.feed(row).await.doing(doing())?;
+            if unreported == REPORT_ROWS {
+                report(std::mem::take(&mut unreported)).await;
+                total += REPORT_ROWS;
+            }
+        }
+        report(unreported).await;
+        total += unreported;
+        sink.feed(Bytes::from_static(TRAILER)).await.doing(doing())?;
+        sink.finish().await.doing(doing())?;
+        if ended {
+            finish_table(&tx, job, total).await?;
+        }
+        tx.commit().await.doing(doing())?;
+        if ended {
+            return Ok(total);
+        }
+    }
+}
+
+/// Empties the table and says that its copy has begun.
+async fn begin_table(tx: &Transaction<'_>, job: &CopyJob<'_>) -> Result<()> {
+    let doing = || format!("begin the copy of {}", job.source.name);
+    tx.batch_execute(&format!("TRUNCATE {}", quote::table(&job.target))).await.doing(doing())?;
+    tx.execute(
+        "INSERT INTO carveout.copied (move, table_name, snapshot, wal_insert_lsn, rows, done)
+         VALUES ($1, $2, $3, $4::text::pg_lsn, 0, false)
+         ON CONFLICT (move, table_name) DO UPDATE
+            SET snapshot = excluded.snapshot, wal_insert_lsn = excluded.wal_insert_lsn, rows = 0, done = false",
+        &[
+            &job.id.to_string(),
+            &job.source.name.to_string(),
+            &job.snapshot.to_string(),
+            &job.wal_insert_lsn.to_string(),
+        ],
+    )
+    .await
+    .doing(doing())?;
+    Ok(())
+}
+
+/// Says that the copy is complete, in the transaction that completes it.
+async fn finish_table(tx: &Transaction<'_>, job: &CopyJob<'_>, rows: u64) -> Result<()> {
+    let doing = || format!("finish the copy of {}", job.source.name);
+    let rows = i64::try_from(rows).map_err(|error| Error::protocol(doing(), error))?;
+    let updated = tx
+        .execute(
+            "UPDATE carveout.copied SET done = true, rows = $3 WHERE move = $1 AND table_name = $2",
+            &[&job.id.to_string(), &job.source.name.to_string(), &rows],
+        )
+        .await
+        .doing(doing())?;
+    match updated {
+        1 => Ok(()),
+        _ => Err(Error::state(doing(), "its row in carveout.copied is gone")),
+    }
+}
+
+/// The first message carries the header before the first row (or before the trailer).
+fn strip_header(message: Bytes) -> std::result::Result<Bytes, &'static str> {
+    match message.strip_prefix(HEADER) {
+        Some(_) => Ok(message.slice(HEADER.len()..)),
+        None => Err("the data does not begin with COPY's binary header"),
+    }
+}
+
+/// The planner's estimate of the rows that `filter` selects.
+pub async fn estimate(client: &Client, table: &TableName, filter: &str) -> Result<u64> {
+    let sql = format!("EXPLAIN (FORMAT TEXT) SELECT FROM {} WHERE {filter}", quote::table(table));
+    let plan = client.query(&sql, &[]).await.doing(format!("estimate the rows of {table}"))?;
+    let line: String = plan.first().map(|row| row.get(0)).unwrap_or_default();
+    let rows = line.split("rows=").nth(1).and_then(|rest| rest.split(' ').next());
+    Ok(rows.and_then(|digits| digits.parse().ok()).unwrap_or(0))
+}

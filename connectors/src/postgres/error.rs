@@ -1,0 +1,132 @@
+//! What can go wrong with PostgreSQL, in the classes somebody decides on: try again, replay row by
+//! row, or stop. Never carries a row's values: a server's DETAIL is dropped, as it quotes them.
+
+use std::fmt;
+
+/// The result of everything in this module.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An operation that failed: what was being done, and why it did not work.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}: {cause}")]
+pub struct Error {
+    /// What was being done, as "verb noun".
+    pub doing: String,
+    /// Why it failed.
+    pub cause: Cause,
+}
+
+/// Why an operation failed.
+#[derive(Debug)]
+pub enum Cause {
+    /// The server answered with an error.
+    Server {
+        /// Five characters, PostgreSQL manual appendix A.
+        sqlstate: String,
+        /// The primary message; never DETAIL, which quotes row values.
+        message: String,
+    },
+    /// The connection could not be made, or ended.
+    Connection(String),
+    /// The other side sent what this protocol does not allow.
+    Protocol(String),
+    /// The state found is not the one that it is safe to go on from.
+    State(String),
+    /// An UPDATE or DELETE did not find its row, or a group did not fit into sets: the rows are
+    /// replayed one by one, and if that fails too the lane stops.
+    Mismatch(String),
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::Server { sqlstate, message } => write!(f, "{message} (SQLSTATE {sqlstate})"),
+            Cause::Connection(text) | Cause::Protocol(text) | Cause::State(text) | Cause::Mismatch(text) => {
+                f.write_str(text)
+            }
+        }
+    }
+}
+
+impl Error {
+    /// An error that the server answered with.
+    pub fn server(doing: impl Into<String>, sqlstate: &str, message: &str) -> Self {
+        let cause = Cause::Server { sqlstate: sqlstate.to_owned(), message: message.to_owned() };
+        Error { doing: doing.into(), cause }
+    }
+
+    /// A connection that could not be made, or ended.
+    pub fn connection(doing: impl Into<String>, why: impl fmt::Display) -> Self {
+        Error { doing: doing.into(), cause: Cause::Connection(why.to_string()) }
+    }
+
+    /// Bytes that the protocol does not allow.
+    pub fn protocol(doing: impl Into<String>, why: impl fmt::Display) -> Self {
+        Error { doing: doing.into(), cause: Cause::Protocol(why.to_string()) }
+    }
+
+    /// A state that it is not safe to go on from.
+    pub fn state(doing: impl Into<String>, why: impl fmt::Display) -> Self {
+        Error { doing: doing.into(), cause: Cause::State(why.to_string()) }
+    }
+
+    /// A row that is not there, or a group that sets cannot express.
+    pub fn mismatch(doing: impl Into<String>, why: impl fmt::Display) -> Self {
+        Error { doing: doing.into(), cause: Cause::Mismatch(why.to_string()) }
+    }
+
+    /// The server's SQLSTATE, where it answered with one.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match &self.cause {
+            Cause::Server { sqlstate, .. } => Some(sqlstate),
+            _ => None,
+        }
+    }
+
+    /// Whether the same thing may succeed later without a person: the connection went, the server
+    /// is starting, stopping or short of something, or another transaction was in the way.
+    pub fn is_transient(&self) -> bool {
+        match &self.cause {
+            Cause::Connection(_) => true,
+            Cause::Server { sqlstate, .. } => {
+                matches!(sqlstate.get(..2), Some("08" | "53" | "57" | "58"))
+                    || matches!(sqlstate.as_str(), "40001" | "40P01" | "55P03" | "55006" | "25P03")
+            }
+            Cause::Protocol(_) | Cause::State(_) | Cause::Mismatch(_) => false,
+        }
+    }
+
+    /// Whether a constraint of the target refused the rows (SQLSTATE class 23).
+    pub fn is_constraint(&self) -> bool {
+        self.sqlstate().is_some_and(|code| code.starts_with("23"))
+    }
+}
+
+/// Says what was being done when a tokio-postgres call failed.
+pub trait Doing<T> {
+    /// Turns the failure into an [`Error`] that names the operation.
+    fn doing(self, doing: impl Into<String>) -> Result<T>;
+}
+
+impl<T> Doing<T> for std::result::Result<T, tokio_postgres::Error> {
+    fn doing(self, doing: impl Into<String>) -> Result<T> {
+        self.map_err(|error| match error.as_db_error() {
+            Some(db) => Error::server(doing, db.code().code(), db.message()),
+            None if error.is_closed() => Error::connection(doing, "the connection was closed"),
+            None => {
+                let mut text = error.to_string();
+                let mut source = std::error::Error::source(&error);
+                while let Some(inner) = source {
+                    text = format!("{text}: {inner}");
+                    source = inner.source();
+                }
+                let lost = ["error connecting", "error communicating", "timeout waiting"];
+                if lost.iter().any(|start| text.starts_with(start)) {
+                    Error::connection(doing, text)
+                } else {
+                    Error::protocol(doing, text)
+                }
+            }
+        })
+    }
+}

@@ -1,0 +1,23 @@
+//! PostgreSQL: the replication connection (ours, on postgres-protocol) and every ordinary query
+//! (tokio-postgres). All SQL text of the project is below this folder.
+
+pub mod apply;
+pub mod catalog;
+pub mod checksum;
+pub mod client;
+pub mod control;
+pub mod copy;
+pub mod error;
+pub mod pgoutput;
+pub mod policy;
+pub mod preflight;
+pub mod prepare;
+pub mod provision;
+pub mod quote;
+pub mod slot;
+pub mod snapshot;
+pub mod stream;
+pub mod wire;
+
+pub use error::{Doing, Error, Result};
+pub use tokio_postgres::Client;

@@ -1,0 +1,204 @@
+//! What `check` looks at on the source and the target. Writes nothing.
+
+use schemas::config::{Config, Isolation};
+use schemas::status::{Finding, Severity};
+use schemas::url::PgUrl;
+use tokio_postgres::Client;
+
+use super::client::{connect, require_plain};
+use super::policy::{Keyed, Policies};
+use super::{Doing, Error, Result, catalog, policy, prepare};
+
+/// The only major version that this version of Carveout has been proved on.
+const MAJOR: u32 = 15;
+
+/// A transaction open for longer than this is worth a warning: slot and snapshots wait for it.
+const LONG_TRANSACTION: &str = "5 minutes";
+
+/// Everything that stands in the way, most severe first, and the tables that can move.
+pub async fn check(config: &Config) -> Result<(Vec<Finding>, Vec<Keyed>)> {
+    let client = connect(&config.source.url, "check").await?;
+    let mut findings = server(&client).await?;
+    findings.extend(role(&client).await?);
+    findings.extend(long_transactions(&client).await?);
+    let Policies { keyed, findings: refused } = policy::resolve(catalog::tables(&client).await?, &config.tenancy);
+    findings.extend(refused);
+    if keyed.is_empty() {
+        let cause = format!("no table has the tenant key \"{}\" and can be moved", config.tenancy.key);
+        findings.push(Finding::new(
+            Severity::Error,
+            "tenancy.key",
+            cause,
+            "set tenancy.key to the column that names a row's tenant",
+        ));
+    }
+    findings.extend(tables(&client, &keyed).await?);
+    findings.extend(prepare::wanted(&client, config, &keyed).await?);
+    findings.extend(targets(config).await);
+    findings.extend(
+        config
+            .unused()
+            .into_iter()
+            .map(|key| Finding::new(Severity::Note, key, "this version accepts the key but does not use it yet", "")),
+    );
+    findings.sort_by_key(|finding| finding.severity);
+    Ok((findings, keyed))
+}
+
+async fn server(client: &Client) -> Result<Vec<Finding>> {
+    let row = client
+        .query_one(
+            "SELECT current_setting('server_version_num')::int, current_setting('wal_level'), pg_is_in_recovery(),
+                    (SELECT pg_encoding_to_char(encoding)::text FROM pg_database WHERE datname = current_database()),
+                    current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots)::int,
+                    current_setting('max_wal_senders')::int - (SELECT count(*) FROM pg_stat_replication)::int",
+            &[],
+        )
+        .await
+        .doing("look at the source's settings")?;
+    let mut findings = Vec::new();
+    let mut add =
+        |object: &str, cause: String, remedy: &str| findings.push(Finding::new(Severity::Error, object, cause, remedy));
+    let version: i32 = row.get(0);
+    if version as u32 / 10_000 != MAJOR {
+        add(
+            "server_version",
+            format!("the source is PostgreSQL {}; this version supports {MAJOR}", version / 10_000),
+            "use a PostgreSQL 15 source",
+        );
+    }
+    let (level, encoding): (String, String) = (row.get(1), row.get(3));
+    if level != "logical" {
+        add("wal_level", format!("it is {level}"), "ALTER SYSTEM SET wal_level = logical; and restart the server");
+    }
+    if row.get(2) {
+        add("source.url", "the server is a standby".into(), "give the primary's address");
+    }
+    if encoding != "UTF8" {
+        add("encoding", format!("the database is encoded in {encoding}; only UTF8 is supported"), "");
+    }
+    if row.get::<_, i32>(4) < 0 || row.get::<_, i32>(5) < 1 {
+        add(
+            "max_wal_senders",
+            "no replication connection is free".into(),
+            "ALTER SYSTEM SET max_wal_senders = …; and restart the server",
+        );
+    }
+    Ok(findings)
+}
+
+async fn role(client: &Client) -> Result<Vec<Finding>> {
+    let row = client
+        .query_one(
+            "SELECT rolname::text, rolreplication OR rolsuper, quote_ident(rolname) FROM pg_roles WHERE rolname = current_user",
+            &[],
+        )
+        .await
+        .doing("look at the role")?;
+    if row.get(1) {
+        return Ok(Vec::new());
+    }
+    let (name, quoted): (String, String) = (row.get(0), row.get(2));
+    let remedy = format!("ALTER ROLE {quoted} REPLICATION");
+    Ok(vec![Finding::new(Severity::Error, format!("role {name}"), "it may not stream from a slot", remedy)])
+}
+
+async fn long_transactions(client: &Client) -> Result<Vec<Finding>> {
+    let sql = format!(
+        "SELECT pid, coalesce(application_name, ''), date_trunc('second', now() - xact_start)::text FROM pg_stat_activity
+          WHERE xact_start < now() - interval '{LONG_TRANSACTION}' AND backend_type = 'client backend' ORDER BY xact_start"
+    );
+    let rows = client.query(&sql, &[]).await.doing("look for long transactions")?;
+    let finding = rows.iter().map(|row| {
+        let (pid, name, age): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
+        Finding::new(
+            Severity::Warning,
+            format!("process {pid} ({name})"),
+            format!("its transaction is open for {age}; creating the slot waits for it"),
+            format!("end it, or SELECT pg_terminate_backend({pid})"),
+        )
+    });
+    Ok(finding.collect())
+}
+
+/// Privileges on the tables, and what moves later than this version knows.
+async fn tables(client: &Client, keyed: &[Keyed]) -> Result<Vec<Finding>> {
+    let oids: Vec<u32> = keyed.iter().map(|keyed| keyed.table.oid).collect();
+    let rows = client
+        .query(
+            "SELECT c.oid::regclass::text, has_table_privilege(c.oid, 'SELECT'),
+                    (SELECT count(*) FROM pg_constraint k WHERE k.contype = 'f' AND k.conrelid = c.oid),
+                    (SELECT count(*) FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
+                    (SELECT count(*) FROM pg_constraint k WHERE k.contype = 'x' AND k.conrelid = c.oid)
+               FROM pg_class c WHERE c.oid = ANY ($1) ORDER BY 1",
+            &[&oids],
+        )
+        .await
+        .doing("look at the tables' privileges")?;
+    let mut findings = Vec::new();
+    for row in &rows {
+        let name: String = row.get(0);
+        if !row.get::<_, bool>(1) {
+            findings.push(Finding::new(
+                Severity::Error,
+                &name,
+                "the role may not read it",
+                format!("GRANT SELECT ON {name} TO the role of source.url"),
+            ));
+        }
+        for (place, what) in [(2, "foreign keys"), (3, "triggers"), (4, "exclusion constraints")] {
+            let count: i64 = row.get(place);
+            if count > 0 {
+                let cause = format!("its {count} {what} are not made in the target by this version");
+                findings.push(Finding::new(Severity::Note, &name, cause, ""));
+            }
+        }
+    }
+    Ok(findings)
+}
+
+/// Whether the targets' servers can be reached and may be written to.
+async fn targets(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (object, isolation) in
+        [("tenant_schema_pattern", Isolation::Schema), ("tenant_database_pattern", Isolation::Database)]
+    {
+        let reached = match config.target("0", isolation) {
+            Err(error) => Err(Error::state("read the configuration", error)),
+            Ok(target) => match &target.admin_url {
+                Some(admin) => {
+                    may(admin, "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user").await
+                }
+                None => may(&target.url, "SELECT has_database_privilege(current_database(), 'CREATE')").await,
+            },
+        };
+        match reached {
+            Ok(true) => {}
+            Ok(false) => findings.push(Finding::new(
+                Severity::Error,
+                format!("database_config.{object}"),
+                "the role may not create it there",
+                match isolation {
+                    Isolation::Database => {
+                        "ALTER ROLE … CREATEDB, or name a role that may in database_config.admin_url"
+                    }
+                    _ => "GRANT CREATE ON DATABASE … TO the role",
+                },
+            )),
+            Err(error) => findings.push(Finding::new(
+                Severity::Warning,
+                format!("database_config.{object}"),
+                error.to_string(),
+                "mend it before a tenant moves there",
+            )),
+        }
+    }
+    findings
+}
+
+async fn may(url: &PgUrl, question: &str) -> Result<bool> {
+    require_plain(url)?;
+    let client = connect(url, "check").await?;
+    let row = client.query_one(question, &[]).await.doing("ask for a privilege")?;
+    Ok(row.get(0))
+}

@@ -1,0 +1,130 @@
+//! What the source needs before anything can be moved: identities that carry the tenant, a
+//! publication with an explicit list of tables, then the slot, the control schema. `check` names
+//! it, `prepare` prints or runs it.
+
+use std::time::Duration;
+
+use schemas::config::Config;
+use schemas::status::{Finding, Severity};
+use schemas::{Lsn, TableName};
+use tokio_postgres::Client;
+
+use super::policy::{Keyed, names};
+use super::quote::{ident, literal, table as qualified};
+use super::{Doing, Error, Result, control, slot};
+
+/// How long one attempt may wait for a lock that the application holds.
+const LOCK_TIMEOUT: &str = "SET lock_timeout = '1s'";
+const ATTEMPTS: u32 = 20;
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(500);
+
+/// What is missing, in the order in which it must be done; each remedy is SQL.
+pub async fn wanted(client: &Client, config: &Config, keyed: &[Keyed]) -> Result<Vec<Finding>> {
+    let mut findings: Vec<Finding> = keyed.iter().filter_map(identity).collect();
+    findings.extend(publication(client, &config.source.publication, &names(keyed)).await?);
+    findings.extend(slot(client, &config.source.slot).await?);
+    let control: bool = client
+        .query_one("SELECT to_regclass('carveout.objects') IS NOT NULL", &[])
+        .await
+        .doing("look for schema carveout")?
+        .get(0);
+    if !control {
+        findings.push(Finding::prepared("schema carveout", "it does not exist", control::SETUP));
+    }
+    Ok(findings)
+}
+
+/// The replica identity has to carry the tenant key: without it a DELETE names no tenant.
+fn identity(keyed: &Keyed) -> Option<Finding> {
+    let table = &keyed.table;
+    if table.identity_covers(&keyed.key) {
+        return None;
+    }
+    let index = table.keys.iter().find(|key| key.identifies && key.columns.contains(&keyed.key));
+    let how = match index {
+        Some(index) => format!("USING INDEX {}", ident(&index.name)),
+        None => "FULL".to_owned(),
+    };
+    Some(Finding::prepared(
+        table.name.to_string(),
+        format!("its replica identity does not carry \"{}\": a DELETE would not name its tenant", keyed.key),
+        format!("ALTER TABLE {} REPLICA IDENTITY {how}", qualified(&table.name)),
+    ))
+}
+
+async fn publication(client: &Client, name: &str, tables: &[TableName]) -> Result<Vec<Finding>> {
+    let object = format!("publication {name}");
+    let error = |cause: &str, remedy: &str| Ok(vec![Finding::new(Severity::Error, &object, cause, remedy)]);
+    let Some(found) = slot::find_publication(client, name).await? else {
+        if tables.is_empty() {
+            return Ok(Vec::new());
+        }
+        let list: Vec<String> = tables.iter().map(qualified).collect();
+        let sql = format!("CREATE PUBLICATION {} FOR TABLE {}", ident(name), list.join(", "));
+        return Ok(vec![Finding::prepared(object, "it does not exist", sql)]);
+    };
+    if found.all_tables || found.filtered || !found.complete {
+        return error(
+            "it must name its tables one by one, without row filters and column lists, and publish insert, update, delete and truncate, not via the partition root",
+            "name another one in source.publication, which prepare will create",
+        );
+    }
+    let missing = tables.iter().filter(|table| !found.tables.contains(table)).map(|table| {
+        let table = qualified(table);
+        // Under the lock no transaction is left that wrote the table before it was published.
+        let sql = format!(
+            "BEGIN; LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE; ALTER PUBLICATION {} ADD TABLE {table}; COMMIT",
+            ident(name)
+        );
+        Finding::prepared(&object, format!("table {table} is not in it"), sql)
+    });
+    Ok(missing.collect())
+}
+
+async fn slot(client: &Client, name: &str) -> Result<Vec<Finding>> {
+    let object = format!("slot {name}");
+    let Some(found) = slot::find(client, name).await? else {
+        let sql = format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput')", literal(name));
+        return Ok(vec![Finding::prepared(object, "it does not exist", sql)]);
+    };
+    let here: String =
+        client.query_one("SELECT current_database()::text", &[]).await.doing("name the database")?.get(0);
+    let wrong = if found.plugin != "pgoutput" {
+        format!("it uses {}, not pgoutput", found.plugin)
+    } else if found.database != here {
+        format!("it belongs to database {}", found.database)
+    } else if found.two_phase {
+        "it decodes prepared transactions (two_phase), which is not supported".to_owned()
+    } else if found.wal_status == "lost" || found.confirmed_flush == Lsn::ZERO {
+        "the server has removed log that it needed; the slot is lost".to_owned()
+    } else {
+        return Ok(Vec::new());
+    };
+    Ok(vec![Finding::new(
+        Severity::Error,
+        object,
+        wrong,
+        "name another slot in source.slot, which prepare will create",
+    )])
+}
+
+/// Runs one prepared remedy under a short lock timeout, several times if the lock is busy.
+pub async fn apply(client: &Client, finding: &Finding) -> Result<()> {
+    client.batch_execute(LOCK_TIMEOUT).await.doing("set lock_timeout")?;
+    let doing = || format!("prepare {}", finding.object);
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let Err(error) = client.batch_execute(&finding.remedy).await.doing(doing()) else { return Ok(()) };
+        // A statement of several may have left its transaction open.
+        client.batch_execute("ROLLBACK").await.doing(doing())?;
+        match error.sqlstate() {
+            Some("55P03") if attempt < ATTEMPTS => tokio::time::sleep(BETWEEN_ATTEMPTS).await,
+            Some("55P03") => {
+                let why = "a lock stayed busy; nothing of this step was changed. Run prepare again at a quieter time";
+                return Err(Error::state(doing(), why));
+            }
+            _ => return Err(error),
+        }
+    }
+}

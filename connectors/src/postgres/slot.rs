@@ -1,0 +1,107 @@
+//! What the source says about our slot and our publication.
+
+use schemas::{Lsn, TableName};
+use tokio_postgres::Client;
+
+use super::snapshot::parse_lsn;
+use super::{Doing, Result};
+
+/// A row of `pg_replication_slots`.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// Everything up to here was acknowledged.
+    pub confirmed_flush: Lsn,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: String,
+    /// Log kept for it, in bytes.
+    pub retained_bytes: u64,
+    /// Whether some connection streams from it.
+    pub active: bool,
+    /// The output plugin; ours is pgoutput.
+    pub plugin: String,
+    /// The database it belongs to.
+    pub database: String,
+    /// Whether prepared transactions are decoded at PREPARE.
+    pub two_phase: bool,
+}
+
+/// The slot called `name`, if there is one.
+pub async fn find(client: &Client, name: &str) -> Result<Option<Slot>> {
+    let row = client
+        .query_opt(
+            "SELECT coalesce(confirmed_flush_lsn::text, '0/0'), coalesce(wal_status, 'lost'),
+                    greatest(coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0), 0)::bigint,
+                    active, coalesce(plugin::text, 'physical'), coalesce(database::text, ''), two_phase
+               FROM pg_replication_slots WHERE slot_name = $1",
+            &[&name],
+        )
+        .await
+        .doing("look at the slot")?;
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(Slot {
+        confirmed_flush: parse_lsn(row.get(0))?,
+        wal_status: row.get(1),
+        retained_bytes: row.get::<_, i64>(2).unsigned_abs(),
+        active: row.get(3),
+        plugin: row.get(4),
+        database: row.get(5),
+        two_phase: row.get(6),
+    }))
+}
+
+/// A publication and its members.
+#[derive(Clone, Debug)]
+pub struct Publication {
+    /// `pg_publication.oid`: another one after DROP and CREATE.
+    pub oid: u32,
+    /// The tables, by name.
+    pub tables: Vec<TableName>,
+    /// Whether INSERT, UPDATE, DELETE and TRUNCATE are all published.
+    pub complete: bool,
+    /// Whether it is FOR ALL TABLES (or a schema).
+    pub all_tables: bool,
+    /// Whether a member has a row filter or a column list.
+    pub filtered: bool,
+}
+
+/// The publication called `name`, if there is one.
+pub async fn find_publication(client: &Client, name: &str) -> Result<Option<Publication>> {
+    let head = client
+        .query_opt(
+            "SELECT oid, pubinsert AND pubupdate AND pubdelete AND pubtruncate AND NOT pubviaroot,
+                    puballtables OR EXISTS (SELECT FROM pg_publication_namespace n WHERE n.pnpubid = p.oid),
+                    EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid
+                                AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL))
+               FROM pg_publication p WHERE pubname = $1",
+            &[&name],
+        )
+        .await
+        .doing("look at the publication")?;
+    let Some(head) = head else { return Ok(None) };
+    let members = client
+        .query("SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = $1", &[&name])
+        .await
+        .doing("list the publication's tables")?;
+    Ok(Some(Publication {
+        oid: head.get(0),
+        complete: head.get(1),
+        all_tables: head.get(2),
+        filtered: head.get(3),
+        tables: members.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect(),
+    }))
+}
+
+/// The end of the source's log, which the lag is measured from.
+pub async fn wal_end(client: &Client) -> Result<Lsn> {
+    let row = client.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.doing("read the log's end")?;
+    parse_lsn(row.get(0))
+}
+
+/// The server's `server_version_num`.
+pub async fn server_version(client: &Client) -> Result<u32> {
+    let row = client
+        .query_one("SELECT current_setting('server_version_num')::int", &[])
+        .await
+        .doing("read the server's version")?;
+    Ok(row.get::<_, i32>(0).unsigned_abs())
+}

@@ -1,0 +1,75 @@
+//! The commands of the interface that this version does not have: accepted, and refused with a clear
+//! word, so that a script learns more than "unrecognized subcommand".
+
+use std::ffi::OsString;
+
+use clap::{Args, Subcommand};
+
+use super::exit::{Exit, Failure};
+
+/// Their names, for the tests.
+#[cfg(test)]
+pub const NAMES: [&str; 9] =
+    ["init", "assess", "rehearse", "cutover", "rollback", "complete", "resume", "pause", "apply"];
+
+/// One of them.
+#[derive(Subcommand)]
+pub enum Later {
+    /// Not in this version: write a commented configuration for a database
+    #[command(hide = true)]
+    Init(Anything),
+    /// Not in this version: inventory of tenants and tables
+    #[command(hide = true)]
+    Assess(Anything),
+    /// Not in this version: a cutover up to, not including, the flip
+    #[command(hide = true)]
+    Rehearse(Anything),
+    /// Not in this version: move the writes
+    #[command(hide = true)]
+    Cutover(Anything),
+    /// Not in this version: move the writes back
+    #[command(hide = true)]
+    Rollback(Anything),
+    /// Not in this version: end a move, delete the tenant's rows from the source
+    #[command(hide = true)]
+    Complete(Anything),
+    /// Not in this version: go on after a fault
+    #[command(hide = true)]
+    Resume(Anything),
+    /// Not in this version: hold a move
+    #[command(hide = true)]
+    Pause(Anything),
+    /// Not in this version: a worker of the Kafka deployment
+    #[command(hide = true)]
+    Apply(Anything),
+}
+
+/// Whatever such a command would take.
+#[derive(Args)]
+pub struct Anything {
+    /// Not looked at
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    rest: Vec<OsString>,
+}
+
+impl Later {
+    /// Says that this version does not have it.
+    pub fn refuse(&self) -> Result<Exit, Failure> {
+        let (name, next) = match self {
+            Later::Init(_) => ("init", "write the configuration by hand; docs/configuration.md has one to begin with"),
+            Later::Assess(_) => ("assess", "carveout check shows what can be moved"),
+            Later::Rehearse(_) => ("rehearse", ""),
+            Later::Cutover(_) => (
+                "cutover",
+                "carveout verify proves that both sides are equal; pointing the application at the target is up to you",
+            ),
+            Later::Rollback(_) => ("rollback", ""),
+            Later::Complete(_) => ("complete", ""),
+            Later::Resume(_) => ("resume", "carveout move TENANT resumes a move where it stopped"),
+            Later::Pause(_) => ("pause", ""),
+            Later::Apply(_) => ("apply", ""),
+        };
+        let message = format!("`carveout {name}` is not in this version ({})", env!("CARGO_PKG_VERSION"));
+        Err(Failure::new(Exit::Usage, "not_in_this_version", name, message, next))
+    }
+}

@@ -1,0 +1,264 @@
+//! The demo's two servers, its load and its daemon. Children end with the scene, whatever happens.
+
+use std::fs::{self, File};
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use schemas::status::{Status, TenantStatus};
+
+use super::cluster::{Binaries, Cluster, ClusterOptions, SUPPORTED_MAJOR, ScratchFolder, free_port, signal};
+
+/// Between two looks at the daemon's status.
+const LOOK: Duration = Duration::from_millis(200);
+/// The copy is slowed down, so that there is something to see and to kill.
+const ROWS_PER_SECOND: u32 = 60_000;
+const DATABASE: &str = "shop";
+
+/// Everything the demo starts.
+pub struct Scene {
+    daemon: Option<Child>,
+    source: Cluster,
+    _target: Cluster,
+    config: PathBuf,
+    http: u16,
+    began: Instant,
+    // Last: the folder goes when the servers are gone.
+    folder: ScratchFolder,
+}
+
+impl Scene {
+    /// Two clusters; pgbench's tables on the first.
+    pub fn build(scale: u32) -> Result<Scene> {
+        let began = Instant::now();
+        let binaries = Binaries::find()?;
+        ensure!(
+            binaries.major == SUPPORTED_MAJOR,
+            "{} was found, this version supports PostgreSQL {SUPPORTED_MAJOR}: install postgresql-{SUPPORTED_MAJOR} or set PGBIN to its bin folder",
+            binaries.version
+        );
+        let folder = ScratchFolder::create()?;
+        let options = ClusterOptions::default();
+        let source = Cluster::start(&binaries, folder.path(), "source", &options)?;
+        let target = Cluster::start(&binaries, folder.path(), "target", &options)?;
+        finish(source.command("createdb")?.arg(DATABASE))?;
+        finish(source.command("pgbench")?.args(["-i", "-q", "-s", &scale.to_string(), DATABASE]))?;
+        let http = free_port()?;
+        let config = write_config(folder.path(), &source, &target, http)?;
+        let scene = Scene { daemon: None, source, _target: target, config, http, began, folder };
+        scene.say(&format!(
+            "two servers ({}); pgbench -i -s {scale}: {scale} tenants in one database",
+            binaries.version
+        ));
+        Ok(scene)
+    }
+
+    /// A line of the report, with the seconds since the start.
+    pub fn say(&self, line: &str) {
+        println!("[{:6.1} s] {line}", self.began.elapsed().as_secs_f64());
+    }
+
+    /// The configuration's file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// The daemon's address.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.http)
+    }
+
+    /// Runs one of our own commands; an error when it does not exit 0.
+    pub fn carveout(&self, args: &[&str]) -> Result<()> {
+        let output = self.try_carveout(args)?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "carveout {}: {}", args.join(" "), complaint.trim());
+        Ok(())
+    }
+
+    /// Runs one of our own commands.
+    pub fn try_carveout(&self, args: &[&str]) -> Result<Output> {
+        self.command()?.args(args).output().with_context(|| format!("run carveout {}", args.join(" ")))
+    }
+
+    fn command(&self) -> Result<Command> {
+        let mut command = Command::new(std::env::current_exe().context("find the own program")?);
+        command.arg("-c").arg(&self.config).env_remove("CARVEOUT_URL").env_remove("CARVEOUT_TOKEN");
+        Ok(command)
+    }
+
+    /// Starts the daemon and waits until it is ready.
+    pub fn start_daemon(&mut self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.folder.path().join("daemon.log"))?;
+        let child = self.command()?.arg("run").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
+        self.daemon = Some(child);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.status().map_or(true, |status| status.source.state != "streaming") {
+            let ended = self.daemon.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            if let Some(status) = ended {
+                bail!("the daemon ended at its start ({status}): {}", self.log_tail());
+            }
+            ensure!(Instant::now() < deadline, "the daemon was not ready within 30 s: {}", self.log_tail());
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.folder.path().join("daemon.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().rev().take(5).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    fn status(&self) -> Result<Status> {
+        let output = self.try_carveout(&["status", "--output", "json"])?;
+        serde_json::from_slice(&output.stdout).context("read the daemon's status")
+    }
+
+    /// Ends the daemon as a crash would.
+    pub fn kill_daemon(&mut self) -> Result<()> {
+        if let Some(mut child) = self.daemon.take() {
+            child.kill().context("kill the daemon")?;
+            child.wait().context("wait for the daemon")?;
+        }
+        Ok(())
+    }
+
+    /// Ends the daemon as an operator would.
+    pub fn stop_daemon(&mut self) -> Result<()> {
+        let Some(mut child) = self.daemon.take() else { return Ok(()) };
+        signal(child.id(), "TERM")?;
+        let status = child.wait().context("wait for the daemon")?;
+        ensure!(status.success(), "the daemon ended with {status}: {}", self.log_tail());
+        Ok(())
+    }
+
+    /// Waits until the daemon ends by itself (Ctrl-C reaches it too).
+    pub fn wait_for_daemon(&mut self) -> Result<()> {
+        if let Some(child) = &mut self.daemon {
+            child.wait().context("wait for the daemon")?;
+        }
+        self.daemon = None;
+        Ok(())
+    }
+
+    /// Waits for a condition, showing the moves meanwhile; a fault ends it.
+    pub fn wait(&self, what: &str, patience: Duration, met: impl Fn(&[TenantStatus]) -> bool) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let tenants = self.status()?.tenants;
+            self.show(&tenants);
+            if let Some((tenant, fault)) = tenants.iter().find_map(|t| t.fault.as_ref().map(|fault| (&t.tenant, fault)))
+            {
+                bail!("tenant {tenant}: {}: {}; next: {}", fault.object, fault.message, fault.next);
+            }
+            if met(&tenants) {
+                self.end_line();
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "waited {} s for {what}: {}", patience.as_secs(), self.log_tail());
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Shows the moves for a while.
+    pub fn keep_showing(&self, time: Duration) -> Result<()> {
+        let end = Instant::now() + time;
+        self.wait("the time to pass", time + Duration::from_secs(60), |_| Instant::now() >= end)
+    }
+
+    /// One line on a terminal, drawn over and over; nothing elsewhere.
+    fn show(&self, tenants: &[TenantStatus]) {
+        if !std::io::stdout().is_terminal() {
+            return;
+        }
+        let moves: Vec<String> = tenants
+            .iter()
+            .map(|t| {
+                format!(
+                    "{} {} {}/{} rows, lag {:.1} s",
+                    t.tenant,
+                    t.phase,
+                    t.rows_copied,
+                    t.rows_total,
+                    t.lag_seconds.unwrap_or(0.0)
+                )
+            })
+            .collect();
+        print!("\r\x1b[K           {}", moves.join("   |   "));
+        let _ = std::io::stdout().flush();
+    }
+
+    fn end_line(&self) {
+        if std::io::stdout().is_terminal() {
+            println!();
+        }
+    }
+
+    /// pgbench's unmodified default script, until it is stopped.
+    pub fn start_load(&self, clients: u32) -> Result<Load> {
+        let mut command = self.source.command("pgbench")?;
+        command.args(["-n", "-c", &clients.to_string(), "-j", "2", "-T", "86400", DATABASE]);
+        let errors = File::create(self.folder.path().join("pgbench.log"))?;
+        let child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn().context("start pgbench")?;
+        Ok(Load { child: Some(child) })
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill_daemon() {
+            eprintln!("the daemon could not be ended: {error:#}");
+        }
+    }
+}
+
+/// The running load.
+pub struct Load {
+    child: Option<Child>,
+}
+
+impl Load {
+    /// Ends it; an error when it had ended before, which it does when a transaction fails.
+    pub fn stop(&mut self) -> Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        if let Some(status) = child.try_wait()? {
+            bail!("pgbench ended by itself: {status}");
+        }
+        signal(child.id(), "TERM")?;
+        child.wait().context("wait for pgbench")?;
+        Ok(())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            eprintln!("pgbench: {error:#}");
+        }
+    }
+}
+
+fn finish(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("run {:?}", command.get_program()))?;
+    ensure!(output.status.success(), "{:?}: {}", command.get_program(), String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
+
+fn write_config(folder: &Path, source: &Cluster, target: &Cluster, http: u16) -> Result<PathBuf> {
+    let folder_text = folder.display();
+    let text = format!(
+        "source:\n  url: {source}\ntenancy:\n  key: bid\ntenant_strategy:\n  database_config:\n    \
+         tenant_schema_pattern: \"branch_{{tenant}}\"\n    tenant_database_pattern: \"{target}\"\n\
+         state_dir: {folder_text}/state\nlimits: {{copy_rows_per_second: {ROWS_PER_SECOND}}}\n\
+         http: {{listen: \"127.0.0.1:{http}\", token_file: {folder_text}/token}}\n",
+        source = source.url(DATABASE),
+        target = target.url("branch_{tenant}"),
+    );
+    let path = folder.join("carveout.yaml");
+    fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    Ok(path)
+}

@@ -1,0 +1,183 @@
+//! The answers about moves, and the commands to them. Each hands over to the supervisor and shapes
+//! what comes back; a command that has begun is finished even when its client goes away.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use schemas::config::Isolation;
+use schemas::status::{Status, TenantStatus};
+use serde::{Deserialize, Serialize};
+use tracing::Instrument;
+
+use super::answer::Problem;
+use crate::supervisor::{Refusal, Supervisor};
+
+/// The longest body that is read, in bytes.
+const BODY_LIMIT_BYTES: usize = 64 << 10;
+/// The longest wait for a body.
+const BODY_DEADLINE: Duration = Duration::from_secs(10);
+/// Commands that there are.
+pub const COMMANDS: [&str; 3] = ["move", "verify", "cancel"];
+/// Commands of the interface that this version does not have.
+pub const LATER: [&str; 6] = ["rehearse", "cutover", "rollback", "complete", "pause", "resume"];
+
+/// What a handler gets to the supervisor by.
+type Daemon = State<Weak<Supervisor>>;
+
+/// The body of `move`.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MoveRequest {
+    /// `schema` or `database`; left out, the configuration or the move that there is decides.
+    to: Option<String>,
+    /// A server of its own for this tenant, which this version refuses.
+    target: Option<String>,
+}
+
+/// `GET /readyz`
+pub async fn ready(State(daemon): Daemon) -> Result<&'static str, Problem> {
+    let not_ready = |why: String| {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not_ready",
+            "daemon",
+            why,
+            "see `carveout status` and the daemon's log",
+        )
+    };
+    alive(&daemon)?.ready().map(|()| "ready\n").map_err(not_ready)
+}
+
+/// `GET /v1/status`
+pub async fn status(State(daemon): Daemon) -> Result<Json<Status>, Problem> {
+    Ok(Json(alive(&daemon)?.status()))
+}
+
+/// `GET /v1/tenants`
+pub async fn list(State(daemon): Daemon) -> Result<Json<Vec<TenantStatus>>, Problem> {
+    Ok(Json(alive(&daemon)?.status().tenants))
+}
+
+/// `GET /v1/tenants/{tenant}`
+pub async fn one(
+    State(daemon): Daemon,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Json<TenantStatus>, Problem> {
+    let Path(tenant) = path.map_err(bad_path)?;
+    let found = alive(&daemon)?.tenant(&tenant);
+    found.map(Json).ok_or_else(|| {
+        let next =
+            "`carveout status` lists the moves there are; `carveout move TENANT --to schema|database` starts one";
+        Problem::new(StatusCode::NOT_FOUND, "no_move", &tenant, "this tenant has no move", next)
+    })
+}
+
+/// `POST /v1/tenants/{tenant}/{command}`
+pub async fn command(
+    State(daemon): Daemon,
+    path: Result<Path<(String, String)>, PathRejection>,
+    body: Body,
+) -> Result<Response, Problem> {
+    let Path((tenant, command)) = path.map_err(bad_path)?;
+    match command.as_str() {
+        "move" => {
+            let to = wanted(&read(body).await?)?;
+            let supervisor = alive(&daemon)?;
+            finish(async move { supervisor.start_move(&tenant, to).await }).await
+        }
+        "verify" => {
+            read(body).await?;
+            let supervisor = alive(&daemon)?;
+            finish(async move { supervisor.verify(&tenant).await }).await
+        }
+        "cancel" => {
+            read(body).await?;
+            let supervisor = alive(&daemon)?;
+            finish(async move { supervisor.cancel(&tenant).await }).await
+        }
+        later if LATER.contains(&later) => Err(Problem::not_in_this_version(later)),
+        other => {
+            let message = "there is no such command";
+            Err(Problem::new(
+                StatusCode::NOT_FOUND,
+                "not_found",
+                other,
+                message,
+                "the commands are move, verify and cancel",
+            ))
+        }
+    }
+}
+
+/// Whether the interface has such a command, now or later.
+pub fn is_command(name: &str) -> bool {
+    COMMANDS.contains(&name) || LATER.contains(&name)
+}
+
+fn alive(daemon: &Weak<Supervisor>) -> Result<Arc<Supervisor>, Problem> {
+    daemon.upgrade().ok_or_else(Problem::stopping)
+}
+
+/// Runs the command in a task of its own, so that a client that goes away leaves nothing half done.
+async fn finish<T: Serialize + Send + 'static>(
+    command: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> Result<Response, Problem> {
+    match tokio::spawn(command.in_current_span()).await {
+        Ok(answer) => Ok(Json(answer?).into_response()),
+        Err(ended) if ended.is_cancelled() => Err(Problem::stopping()),
+        Err(_) => {
+            let next = "see the daemon's log, and report it";
+            Err(Problem::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "daemon",
+                "the command failed unexpectedly",
+                next,
+            ))
+        }
+    }
+}
+
+/// The whole body, within its limits.
+async fn read(body: Body) -> Result<Bytes, Problem> {
+    let next = "send a JSON object, or nothing";
+    let late =
+        |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", "body", "the body did not arrive in time", next);
+    let large = |_| {
+        let message = format!("the body was cut, or is larger than {BODY_LIMIT_BYTES} bytes");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "body", message, next)
+    };
+    tokio::time::timeout(BODY_DEADLINE, to_bytes(body, BODY_LIMIT_BYTES)).await.map_err(late)?.map_err(large)
+}
+
+/// Where `move` is asked to bring the tenant.
+fn wanted(body: &[u8]) -> Result<Option<Isolation>, Problem> {
+    let next = "send {\"to\": \"schema\"} or {\"to\": \"database\"}";
+    let request: MoveRequest = match body.trim_ascii() {
+        b"" => MoveRequest::default(),
+        // The position is enough: the parser's message would quote what was sent, a URL's password too.
+        json => serde_json::from_slice(json).map_err(|error| {
+            let message = format!("the body is not what move takes (line {}, column {})", error.line(), error.column());
+            Problem::bad_request("body", message, next)
+        })?,
+    };
+    if request.target.is_some() {
+        return Err(Problem::not_in_this_version("target"));
+    }
+    match request.to.as_deref() {
+        None => Ok(None),
+        Some("schema") => Ok(Some(Isolation::Schema)),
+        Some("database") => Ok(Some(Isolation::Database)),
+        Some(_) => Err(Problem::bad_request("to", "a tenant moves to a schema or to a database", next)),
+    }
+}
+
+fn bad_path(rejection: PathRejection) -> Problem {
+    Problem::bad_request("path", rejection.body_text(), "percent-encode the tenant as UTF-8")
+}

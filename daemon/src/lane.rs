@@ -1,0 +1,300 @@
+//! The ordered way of one tenant into its target: reads sealed transactions from the spool, leaves
+//! out what the copy already holds, applies the rest in groups.
+//!
+//! A group that fails is replayed row by row, then transaction by transaction; what fails even
+//! then stops this lane and no other. Everything transient is tried again for ever.
+
+mod group;
+mod hold;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use connectors::postgres::Error;
+use connectors::postgres::apply::{Mode, PostgresSink, Sink, SinkPlan};
+use connectors::postgres::control::Copied;
+use schemas::record::Fault;
+use schemas::{Lsn, Snapshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use crate::pipeline::Progress;
+use crate::spool::{SpoolReader, SpoolState};
+use crate::stop;
+use group::{Group, Limits, Stopped};
+
+/// The pause before a failed connection is tried again, doubled up to the longest.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
+/// A lane that has had its connection for this long gives it up when others wait for one.
+const SHARE_AFTER: Duration = Duration::from_secs(2);
+/// Transient failures of one group in a row before the operator is told.
+const PATIENCE: u32 = 5;
+
+/// What a lane needs to run.
+pub struct LanePlan {
+    /// The target, with the epoch under which the lane was opened.
+    pub sink: SinkPlan,
+    /// The spool's folder.
+    pub spool_dir: PathBuf,
+    /// What it shares with the writing end.
+    pub spool: Arc<SpoolState>,
+    /// Per table (`schema.table`): what its copy holds.
+    pub copied: HashMap<String, Copied>,
+    /// The end of the last transaction sealed before the spool's first segment.
+    pub prev_end: Lsn,
+    /// The acknowledge record says that this was held: a transaction end.
+    pub must_hold: Lsn,
+    /// Most rows in a group.
+    pub batch_rows: usize,
+}
+
+/// What a lane shows of itself.
+#[derive(Debug, Default)]
+pub struct LaneMeter {
+    /// Row changes applied.
+    pub changes: AtomicU64,
+    /// Source transactions applied.
+    pub transactions: AtomicU64,
+}
+
+/// What can be asked of a lane.
+pub enum LaneCommand {
+    /// Commit what is in hand and stand still; answered with what the target holds.
+    Hold(oneshot::Sender<Lsn>),
+    /// While held: apply exactly what `snapshot` shows of the transactions up to `until`.
+    Advance {
+        /// The source's snapshot.
+        snapshot: Snapshot,
+        /// Every transaction it shows ends at or before this position.
+        until: Lsn,
+        /// True: the target stands exactly there. False: what it shows is no prefix of the order.
+        done: oneshot::Sender<bool>,
+    },
+    /// Go on.
+    Release,
+}
+
+/// How a lane's task ended.
+#[derive(Debug)]
+pub enum LaneEnded {
+    /// It was told to.
+    Stopped,
+    /// A person must look; the lane can go on from where it is afterwards.
+    Fault(Fault),
+    /// Its continuity is lost: the rows must be copied again.
+    Broken(Fault),
+}
+
+/// Why a session with the target ended.
+enum End {
+    Stopped,
+    /// Another lane wants the connection.
+    Shared,
+    Fault(Fault),
+    Broken(Fault),
+    Failed(Error),
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        End::Failed(error)
+    }
+}
+
+/// A running lane.
+pub struct Lane {
+    plan: LanePlan,
+    meter: Arc<LaneMeter>,
+    connections: Arc<Semaphore>,
+    progress: watch::Receiver<Progress>,
+    commands: mpsc::Receiver<LaneCommand>,
+    stop: watch::Receiver<bool>,
+    held: bool,
+}
+
+impl Lane {
+    /// A lane that has not been run yet.
+    pub fn new(
+        plan: LanePlan,
+        meter: Arc<LaneMeter>,
+        connections: Arc<Semaphore>,
+        progress: watch::Receiver<Progress>,
+        commands: mpsc::Receiver<LaneCommand>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        Lane { plan, meter, connections, progress, commands, stop, held: false }
+    }
+
+    /// Runs until it is stopped or cannot go on.
+    pub async fn run(mut self) -> LaneEnded {
+        let mut backoff = FIRST_BACKOFF;
+        let mut failures = 0;
+        loop {
+            let before = self.plan.spool.applied();
+            match self.session().await {
+                End::Stopped => return LaneEnded::Stopped,
+                End::Shared => backoff = FIRST_BACKOFF,
+                End::Fault(fault) => return LaneEnded::Fault(fault),
+                End::Broken(fault) => return LaneEnded::Broken(fault),
+                End::Failed(error) if error.is_transient() => {
+                    if self.plan.spool.applied() > before {
+                        (backoff, failures) = (FIRST_BACKOFF, 0);
+                    }
+                    failures += 1;
+                    match failures < PATIENCE {
+                        true => tracing::info!(%error, "the target failed; trying again"),
+                        false => tracing::warn!(%error, failures, "the target keeps failing; trying again"),
+                    }
+                    let pause = tokio::time::sleep(backoff);
+                    tokio::select! {
+                        () = pause => {}
+                        () = stop::told(&self.stop) => return LaneEnded::Stopped,
+                    }
+                    backoff = (backoff * 2).min(LONGEST_BACKOFF);
+                }
+                End::Failed(error) => return LaneEnded::Fault(self.fault(&error)),
+            }
+        }
+    }
+
+    fn fault(&self, error: &Error) -> Fault {
+        let code = if error.is_constraint() { "constraint" } else { "apply" };
+        let at = self.plan.spool.applied();
+        let next = format!("mend the target, then `carveout move` resumes after {at}; or `carveout cancel`");
+        Fault::new(code, self.plan.sink.id.to_string(), format!("after {at}: {error}"), next)
+    }
+
+    /// One connection to the target.
+    async fn session(&mut self) -> End {
+        match self.try_session().await {
+            Ok(end) | Err(end) => end,
+        }
+    }
+
+    async fn try_session(&mut self) -> std::result::Result<End, End> {
+        let connections = Arc::clone(&self.connections);
+        let permit = tokio::select! {
+            permit = connections.acquire() => permit,
+            () = stop::told(&self.stop) => return Ok(End::Stopped),
+        };
+        let _permit = permit.map_err(|_| End::Stopped)?;
+        let began = Instant::now();
+        let mut sink = PostgresSink::open(&self.plan.sink).await?;
+        let mut lsn = sink.position().await?;
+        self.compare(lsn)?;
+        let mut reader = SpoolReader::open(&self.plan.spool_dir).map_err(|error| self.spool_broken(&error))?;
+        let mut group = Group::new(&self.plan.copied, Arc::clone(&self.plan.spool));
+        let mut sealed = self.plan.spool.sealed.subscribe();
+        self.skip_applied(&mut reader, &mut group, lsn)?;
+        loop {
+            let now = *sealed.borrow_and_update();
+            if !self.held && reader.place_before(&now) {
+                lsn = self.apply(&mut sink, &mut reader, &mut group, usize::MAX).await?;
+                // Commands and stop are looked at between groups.
+                match self.commands.try_recv() {
+                    Ok(command) => lsn = self.command(command, &mut sink, &mut reader, &mut group, lsn).await?,
+                    Err(_) if *self.stop.borrow() => return Ok(End::Stopped),
+                    Err(_) => {}
+                }
+                if began.elapsed() > SHARE_AFTER && self.connections.available_permits() == 0 && !self.held {
+                    return Ok(End::Shared);
+                }
+                continue;
+            }
+            tokio::select! {
+                biased;
+                () = stop::told(&self.stop) => return Ok(End::Stopped),
+                command = self.commands.recv() => {
+                    let command = command.ok_or(End::Stopped)?;
+                    lsn = self.command(command, &mut sink, &mut reader, &mut group, lsn).await?;
+                }
+                changed = sealed.changed(), if !self.held => changed.map_err(|_| End::Stopped)?,
+            }
+        }
+    }
+
+    /// Nothing may be missing between the target, the spool and what was acknowledged.
+    fn compare(&self, target: Lsn) -> std::result::Result<(), End> {
+        let spooled = self.plan.spool.sealed.borrow().end;
+        let gap = if target < self.plan.prev_end {
+            Some((
+                self.plan.prev_end,
+                "the target's checkpoint is older than the spool: was it restored from a backup?",
+            ))
+        } else if target.max(spooled) < self.plan.must_hold {
+            Some((self.plan.must_hold, "neither target nor spool hold what was acknowledged: was the spool changed?"))
+        } else {
+            None
+        };
+        let Some((wanted, why)) = gap else { return Ok(()) };
+        let message = format!(
+            "{why} The target stands at {target}, the spool ends at {spooled}, {wanted} is needed: {} bytes of log are missing",
+            wanted.bytes_since(target.max(spooled.min(target)))
+        );
+        let next = "`carveout move` copies the tenant again";
+        Err(End::Broken(Fault::new("gap", self.plan.sink.id.to_string(), message, next)))
+    }
+
+    fn spool_broken(&self, error: &std::io::Error) -> End {
+        let message = format!("its spool cannot be read: {error}");
+        End::Broken(Fault::new(
+            "spool_damaged",
+            self.plan.sink.id.to_string(),
+            message,
+            "`carveout move` copies the tenant again",
+        ))
+    }
+
+    /// Passes over what the target holds, learning the relations on the way.
+    fn skip_applied(&self, reader: &mut SpoolReader, group: &mut Group, lsn: Lsn) -> std::result::Result<(), End> {
+        let sealed = *self.plan.spool.sealed.borrow();
+        group.skip(reader, &sealed, lsn).map_err(|error| self.spool_broken(&error))?;
+        self.plan.spool.set_applied(lsn, reader.place());
+        Ok(())
+    }
+
+    /// Applies the next group, of at most `transactions`; returns what the target holds then.
+    async fn apply(
+        &mut self,
+        sink: &mut PostgresSink,
+        reader: &mut SpoolReader,
+        group: &mut Group,
+        transactions: usize,
+    ) -> std::result::Result<Lsn, End> {
+        let start = reader.place();
+        let mut limits = Limits { rows: self.plan.batch_rows, transactions };
+        let mut mode = Mode::Sets;
+        loop {
+            let sealed = *self.plan.spool.sealed.borrow();
+            group.begin(limits);
+            let taken = sink.take(mode, &mut || group.piece(reader, &sealed)).await;
+            let error = match taken {
+                Ok(end) => {
+                    self.plan.spool.set_applied(end, reader.place());
+                    self.meter.changes.fetch_add(sink.applied(), Ordering::Relaxed);
+                    self.meter.transactions.fetch_add(group.transactions() as u64, Ordering::Relaxed);
+                    reader.free().map_err(|error| self.spool_broken(&error))?;
+                    return Ok(end);
+                }
+                Err(error) => error,
+            };
+            match group.take_stopped() {
+                Some(Stopped::Damaged(why)) => return Err(self.spool_broken(&why)),
+                Some(Stopped::Ordered { fault, after: 0 }) => return Err(End::Fault(fault)),
+                // What comes before the order to stop is still good.
+                Some(Stopped::Ordered { after, .. }) => limits.transactions = after,
+                None if error.is_transient() => return Err(End::Failed(error)),
+                None => match (mode, limits.transactions) {
+                    (Mode::Sets, _) => mode = Mode::Rows,
+                    (Mode::Rows, 1) => return Err(End::Failed(error)),
+                    (Mode::Rows, _) => limits.transactions = 1,
+                },
+            }
+            tracing::debug!(%error, ?mode, "replaying a group");
+            reader.seek(start).map_err(|error| self.spool_broken(&error))?;
+        }
+    }
+}

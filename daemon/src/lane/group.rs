@@ -1,0 +1,196 @@
+//! Turns the frames of a spool into the pieces of one target transaction: whole source
+//! transactions, without the changes that the copy already holds.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use connectors::postgres::apply::Piece;
+use connectors::postgres::control::Copied;
+use connectors::postgres::pgoutput::{self, Message};
+use connectors::postgres::{Error, Result};
+use schemas::record::Fault;
+use schemas::{Lsn, TableName};
+
+use crate::spool::{Frame, Sealed, SpoolReader, SpoolState};
+
+/// Bytes of changes in memory at a time; a single larger row counts alone.
+const PIECE_BYTES: usize = 4 << 20;
+
+/// When a group is large enough.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Rows; a larger source transaction is taken whole, in pieces of this size.
+    pub rows: usize,
+    /// Source transactions.
+    pub transactions: usize,
+}
+
+/// Why no more pieces came.
+pub(super) enum Stopped {
+    /// The spool says so; `after` transactions of the group come before.
+    Ordered { fault: Fault, after: usize },
+    /// The spool cannot be read.
+    Damaged(io::Error),
+}
+
+/// The group in hand.
+pub(super) struct Group {
+    copied: HashMap<String, Copied>,
+    /// Relation number to `schema.table`.
+    relations: HashMap<u32, String>,
+    /// Relations that were passed over and that the sink has to hear of.
+    untold: Vec<Bytes>,
+    spool: Arc<SpoolState>,
+    limits: Limits,
+    /// xid and commit position of the transaction that is being read.
+    current: Option<(u32, Lsn)>,
+    end: Lsn,
+    rows: usize,
+    bytes: usize,
+    transactions: usize,
+    stopped: Option<Stopped>,
+}
+
+impl Group {
+    pub fn new(copied: &HashMap<String, Copied>, spool: Arc<SpoolState>) -> Self {
+        Group {
+            copied: copied.clone(),
+            relations: HashMap::new(),
+            untold: Vec::new(),
+            spool,
+            limits: Limits { rows: 1, transactions: 1 },
+            current: None,
+            end: Lsn::ZERO,
+            rows: 0,
+            bytes: 0,
+            transactions: 0,
+            stopped: None,
+        }
+    }
+
+    /// A new group begins (or the same one again).
+    pub fn begin(&mut self, limits: Limits) {
+        self.limits = limits;
+        (self.rows, self.bytes, self.transactions) = (0, 0, 0);
+        (self.current, self.stopped) = (None, None);
+    }
+
+    pub fn take_stopped(&mut self) -> Option<Stopped> {
+        self.stopped.take()
+    }
+
+    /// Source transactions of the group.
+    pub fn transactions(&self) -> usize {
+        self.transactions
+    }
+
+    /// Passes over every transaction that ends at or before `lsn`, which the target holds.
+    pub fn skip(&mut self, reader: &mut SpoolReader, sealed: &Sealed, lsn: Lsn) -> io::Result<()> {
+        self.end = lsn;
+        loop {
+            let place = reader.place();
+            let mut relations = Vec::new();
+            let end = loop {
+                match reader.next(sealed)? {
+                    None => return reader.seek(place),
+                    Some(Frame::Commit { end }) => break end,
+                    Some(Frame::Message(bytes)) if bytes.first() == Some(&b'R') => relations.push(bytes),
+                    Some(_) => {}
+                }
+            };
+            if end > lsn {
+                return reader.seek(place);
+            }
+            for bytes in relations {
+                self.learn(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                self.untold.push(bytes);
+            }
+        }
+    }
+
+    fn learn(&mut self, bytes: &Bytes) -> Result<()> {
+        if let Message::Relation(relation) = pgoutput::decode(bytes)? {
+            self.relations.insert(relation.id, TableName::new(relation.schema, relation.name).to_string());
+        }
+        Ok(())
+    }
+
+    /// The next piece of the group, for the sink.
+    pub fn piece(&mut self, reader: &mut SpoolReader, sealed: &Sealed) -> Result<Piece> {
+        // The rows went with the last piece; only the group's end is left.
+        if self.is_full() && self.current.is_none() {
+            return Ok(Piece::End(self.end));
+        }
+        let mut changes = std::mem::take(&mut self.untold);
+        let (mut rows, mut bytes) = (0, 0);
+        while rows < self.limits.rows && bytes < PIECE_BYTES {
+            match reader.next(sealed).map_err(|error| self.stop(Stopped::Damaged(error)))? {
+                Some(Frame::Begin { xid, commit_lsn, commit_ts }) => {
+                    self.current = Some((xid, commit_lsn));
+                    if self.transactions == 0 {
+                        self.spool.set_oldest(commit_ts);
+                    }
+                }
+                Some(Frame::Message(message)) => match self.weigh(&message)? {
+                    Weight::Held => {}
+                    Weight::Relation => changes.push(message),
+                    Weight::Row => {
+                        rows += 1;
+                        bytes += message.len();
+                        changes.push(message);
+                    }
+                },
+                Some(Frame::Commit { end }) => {
+                    (self.current, self.end) = (None, end);
+                    self.transactions += 1;
+                    if self.rows + rows >= self.limits.rows || self.bytes + bytes >= PIECE_BYTES || self.is_full() {
+                        break;
+                    }
+                }
+                Some(Frame::Stop(fault)) => return Err(self.stop(Stopped::Ordered { fault, after: self.transactions })),
+                Some(Frame::Segment { .. }) => {}
+                // Only whole transactions are sealed: this is the end of one.
+                None => break,
+            }
+        }
+        self.rows += rows;
+        self.bytes += bytes;
+        match changes.is_empty() {
+            true => Ok(Piece::End(self.end)),
+            false => Ok(Piece::Changes(changes)),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.rows >= self.limits.rows || self.bytes >= PIECE_BYTES || self.transactions >= self.limits.transactions
+    }
+
+    fn weigh(&mut self, message: &Bytes) -> Result<Weight> {
+        if message.first() == Some(&b'R') {
+            self.learn(message)?;
+            return Ok(Weight::Relation);
+        }
+        let relation = message.get(1..5).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
+        let table = relation.and_then(|relation| self.relations.get(&relation));
+        let (Some(table), Some((xid, commit_lsn))) = (table, self.current) else {
+            return Err(Error::protocol("read the spool", "a change of a relation that was not described"));
+        };
+        let held = self.copied.get(table).is_some_and(|copied| copied.holds(xid, commit_lsn));
+        Ok(if held { Weight::Held } else { Weight::Row })
+    }
+
+    fn stop(&mut self, why: Stopped) -> Error {
+        self.stopped = Some(why);
+        Error::state("read the spool", "it ends here")
+    }
+}
+
+/// What a message of the spool is to the group.
+enum Weight {
+    Relation,
+    /// The copy holds it already.
+    Held,
+    Row,
+}

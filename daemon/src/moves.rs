@@ -1,0 +1,223 @@
+//! Moves: what one is, and the driver that takes it from phase to phase.
+//!
+//! Every phase is stored before its first side effect, and every step can be run twice.
+
+mod copy;
+mod driver;
+pub mod verify;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use connectors::postgres::apply::SinkPlan;
+use connectors::postgres::control::Origin;
+use connectors::postgres::policy::Keyed;
+use connectors::postgres::{self, catalog, client, policy};
+use schemas::config::{Config, Target};
+use schemas::phase::Event;
+use schemas::record::{AckRecord, Fault, MoveRecord};
+use schemas::{Lsn, MoveId, TableName};
+use tokio::sync::{Semaphore, mpsc, watch};
+
+use crate::lane::{LaneCommand, LaneMeter};
+use crate::pipeline::PipelineHandle;
+use crate::router::TableRoute;
+use crate::spool::SpoolState;
+use crate::store::{Store, StoreError};
+use crate::throttle::Throttle;
+pub use driver::drive;
+
+/// What every move shares.
+pub struct Context {
+    /// The configuration.
+    pub config: Config,
+    /// The daemon's records.
+    pub store: Store,
+    /// The one pipeline.
+    pub pipeline: PipelineHandle,
+    /// Who the source is.
+    pub base: AckRecord,
+    /// Its version, as `server_version_num`.
+    pub server_version: u32,
+    /// Connections to targets, for lanes and copies.
+    pub target_connections: Arc<Semaphore>,
+    /// Moves that hold a snapshot at the same time.
+    pub copying: Semaphore,
+    /// Tables that are copied at the same time.
+    pub copy_tables: Semaphore,
+    /// `limits.copy_rows_per_second`.
+    pub throttle: Throttle,
+    /// What the acknowledge record said at start: lanes that had more than their target.
+    pub must_hold: Vec<(MoveId, Lsn)>,
+}
+
+impl Context {
+    /// Where a move's spool lies.
+    pub fn spool_dir(&self, id: MoveId) -> PathBuf {
+        self.config.state_dir.join("spool").join(id.to_string())
+    }
+
+    /// Where a tenant goes, by the configuration as it is now and the names as they were planned.
+    pub fn target(&self, record: &MoveRecord) -> Result<Target, StepError> {
+        let target = self.config.target(&record.tenant.0, record.to).map_err(|error| {
+            let next = "correct tenant_strategy.database_config";
+            StepError::Fault(Fault::new("configuration", record.id.to_string(), error.to_string(), next))
+        })?;
+        if target.database != record.database || target.schema != record.schema {
+            let message = "the configuration's name patterns have changed since the move was planned".to_owned();
+            let next = "put the patterns back, or cancel the move first";
+            return Err(StepError::Fault(Fault::new("configuration", record.id.to_string(), message, next)));
+        }
+        Ok(target)
+    }
+
+    /// The stream that checkpoints count in.
+    pub fn origin(&self) -> Origin {
+        let AckRecord { slot, system_id, timeline, .. } = self.base.clone();
+        Origin { slot, system_id, timeline }
+    }
+
+    /// The tables of a move as the source has them now.
+    pub async fn tables(&self, names: &[TableName]) -> Result<Vec<Keyed>, StepError> {
+        let source = client::connect(&self.config.source.url, "plan").await?;
+        let found = policy::resolve(catalog::tables(&source).await?, &self.config.tenancy);
+        let keyed: Vec<Keyed> = found.keyed.into_iter().filter(|keyed| names.contains(&keyed.table.name)).collect();
+        match names.iter().find(|name| !keyed.iter().any(|keyed| &keyed.table.name == *name)) {
+            None => Ok(keyed),
+            Some(gone) => {
+                let finding = found.findings.into_iter().find(|finding| finding.object == gone.to_string());
+                let cause = finding.map_or("it is gone or excluded".to_owned(), |finding| finding.cause);
+                let next = "undo the change, or cancel the move and move again";
+                Err(StepError::Fault(Fault::new("table_changed", gone.to_string(), cause, next)))
+            }
+        }
+    }
+}
+
+/// How the rows of these tables are routed.
+pub fn routes(keyed: &[Keyed]) -> Vec<(TableName, TableRoute)> {
+    let route = |keyed: &Keyed| TableRoute { key: keyed.key.clone(), null_tenant: keyed.null_tenant };
+    keyed.iter().map(|keyed| (keyed.table.name.clone(), route(keyed))).collect()
+}
+
+/// The lane's spool, as long as it is open in the pipeline.
+#[derive(Clone)]
+pub struct SpoolLink {
+    /// Shared with the writing end.
+    pub state: Arc<SpoolState>,
+    /// The end of the last transaction sealed before the spool's first segment.
+    pub prev_end: Lsn,
+}
+
+/// A move while the daemon runs.
+pub struct Moving {
+    record: Mutex<MoveRecord>,
+    spool: Mutex<Option<SpoolLink>>,
+    lane: Mutex<Option<mpsc::Sender<LaneCommand>>>,
+    /// What the lane has done.
+    pub meter: Arc<LaneMeter>,
+    /// Rows copied so far in this run.
+    pub rows_copied: AtomicU64,
+    /// Whether both sides are being compared now.
+    pub verifying: AtomicBool,
+    /// Set to end the driver and the lane.
+    pub stop: watch::Sender<bool>,
+}
+
+impl Moving {
+    /// A move as it was stored.
+    pub fn new(record: MoveRecord) -> Moving {
+        Moving {
+            rows_copied: AtomicU64::new(record.rows_copied),
+            record: Mutex::new(record),
+            spool: Mutex::new(None),
+            lane: Mutex::new(None),
+            meter: Arc::default(),
+            verifying: AtomicBool::new(false),
+            stop: watch::Sender::new(false),
+        }
+    }
+
+    /// The record as it stands.
+    pub fn record(&self) -> MoveRecord {
+        lock(&self.record).clone()
+    }
+
+    /// The spool, while the lane is open.
+    pub fn spool(&self) -> Option<SpoolLink> {
+        lock(&self.spool).clone()
+    }
+
+    /// The lane was opened, or closed.
+    pub fn set_spool(&self, link: Option<SpoolLink>) {
+        *lock(&self.spool) = link;
+    }
+
+    /// The way to the running lane.
+    pub fn lane(&self) -> Option<mpsc::Sender<LaneCommand>> {
+        lock(&self.lane).clone()
+    }
+
+    fn set_lane(&self, commands: Option<mpsc::Sender<LaneCommand>>) {
+        *lock(&self.lane) = commands;
+    }
+
+    /// Changes the record and stores it; in memory only once it is stored.
+    pub fn update(&self, store: &Store, change: impl FnOnce(&mut MoveRecord)) -> Result<(), StoreError> {
+        let mut record = lock(&self.record);
+        let mut next = record.clone();
+        change(&mut next);
+        store.put_move(&next)?;
+        *record = next;
+        Ok(())
+    }
+
+    /// Takes a step of the state machine and stores it.
+    pub fn advance(&self, store: &Store, event: Event) -> Result<(), StepError> {
+        let record = self.record();
+        let phase = record.phase.after(event).map_err(|refused| {
+            StepError::Fault(Fault::new("phase", record.id.to_string(), refused.to_string(), "carveout status"))
+        })?;
+        self.update(store, |record| record.phase = phase)?;
+        tracing::info!(id = %record.id, tenant = %record.tenant, phase = phase.shown(None, false), "phase");
+        Ok(())
+    }
+
+    /// Where the lane applies to.
+    pub fn sink_plan(&self, target: &Target, epoch: i64) -> SinkPlan {
+        let record = self.record();
+        SinkPlan { url: target.url.clone(), id: record.id, epoch, tables: record.tables, schema: record.schema }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why a step did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// A database said no, or could not be reached.
+    #[error(transparent)]
+    Postgres(#[from] postgres::Error),
+    /// A person must look.
+    #[error("{}: {}", .0.object, .0.message)]
+    Fault(Fault),
+    /// The lane's continuity is lost.
+    #[error("{}: {}", .0.object, .0.message)]
+    Broken(Fault),
+    /// The daemon's own records failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The daemon stops.
+    #[error("stopped")]
+    Stopped,
+}
+
+impl From<anyhow::Error> for StepError {
+    fn from(_: anyhow::Error) -> Self {
+        // The only such error here is a pipeline that has stopped.
+        StepError::Stopped
+    }
+}

@@ -1,0 +1,150 @@
+//! The copy of a move: one snapshot, several tables at a time, each complete or begun again.
+
+use std::collections::HashMap;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use connectors::postgres::control::Copied;
+use connectors::postgres::copy::{CopyJob, copy_table, estimate};
+use connectors::postgres::policy::Keyed;
+use connectors::postgres::snapshot::{self, HeldSnapshot};
+use connectors::postgres::{Result, client, control, provision};
+use futures_util::future::try_join_all;
+use schemas::Lsn;
+use schemas::config::Target;
+use schemas::record::Fault;
+
+use super::{Context, Moving, StepError};
+
+/// Between two tries to get a snapshot that shows everything delivered before the lane was open.
+const SNAPSHOT_PAUSE: Duration = Duration::from_millis(50);
+/// After this long, the operator is told what the copy waits for.
+const TELL_AFTER: Duration = Duration::from_secs(10);
+
+/// Copies every table that is not yet copied; afterwards the stream has passed the copy.
+pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Result<(), StepError> {
+    let record = moving.record();
+    let target = context.target(&record)?;
+    let tables = context.tables(&record.tables).await?;
+    require_spool(context, moving)?;
+    let client = client::connect(&target.url, "copy").await?;
+    let checkpoint = control::open_checkpoint(&client, record.id, &record.tenant, &context.origin()).await?;
+    let mut copied: HashMap<String, Copied> = control::read_copied(&client, record.id).await?.into_iter().collect();
+    let left: Vec<&Keyed> = tables.iter().filter(|keyed| !copied.contains_key(&keyed.table.name.to_string())).collect();
+    let done: u64 = copied.values().map(|copied| copied.rows).sum();
+    moving.rows_copied.store(done, Ordering::Relaxed);
+    if !left.is_empty() {
+        let _turn = context.copying.acquire().await.map_err(|_| StepError::Stopped)?;
+        let held = joined_snapshot(context).await?;
+        let estimates = left.iter().map(|keyed| {
+            let filter = keyed.filter(&record.tenant);
+            let held = &held;
+            async move { estimate(&held.client, &keyed.table.name, &filter).await }
+        });
+        let estimated: u64 = try_join_all(estimates).await?.into_iter().sum();
+        moving.update(&context.store, |record| record.rows_total = done + estimated)?;
+        try_join_all(left.iter().map(|keyed| copy_one(context, moving, &target, &held, keyed, checkpoint.epoch)))
+            .await?;
+        copied = control::read_copied(&client, record.id).await?.into_iter().collect();
+    }
+    finish_tables(context, moving, &target, &tables).await?;
+    // Until the stream is past this, a crash of the source could take back what a snapshot showed.
+    let position = copied.values().map(|copied| copied.wal_insert_lsn).max().unwrap_or(Lsn::ZERO);
+    let source = client::connect(&context.config.source.url, "copy").await?;
+    snapshot::tick(&source).await?;
+    context.pipeline.passed(position).await?;
+    let rows: u64 = copied.values().map(|copied| copied.rows).sum();
+    moving.update(&context.store, |record| (record.rows_copied, record.rows_total) = (rows, rows))?;
+    Ok(())
+}
+
+/// After a restart the spool must still hold what was acknowledged: nothing else does.
+fn require_spool(context: &Context, moving: &Moving) -> std::result::Result<(), StepError> {
+    let id = moving.record().id;
+    let held = context.must_hold.iter().find(|(lane, _)| *lane == id).map_or(Lsn::ZERO, |(_, lsn)| *lsn);
+    let link = moving.spool();
+    let end = link.as_ref().map_or(Lsn::ZERO, |link| link.state.sealed.borrow().end);
+    let first = link.map_or(Lsn::ZERO, |link| link.prev_end);
+    if end >= held && first == Lsn::ZERO {
+        return Ok(());
+    }
+    let message = format!("its spool ends at {end}, but {held} was acknowledged: the spool was changed or lost");
+    Err(StepError::Broken(Fault::new("gap", id.to_string(), message, "`carveout move` copies the tenant again")))
+}
+
+/// A snapshot that shows every transaction delivered before the lane was open: those never come
+/// to the lane.
+async fn joined_snapshot(context: &Context) -> std::result::Result<HeldSnapshot, StepError> {
+    let demand = context.pipeline.unseen.lock().unwrap_or_else(PoisonError::into_inner).demand();
+    let (began, mut told) = (Instant::now(), false);
+    loop {
+        let held = snapshot::hold(&context.config.source.url, "snapshot").await?;
+        if demand.met_by(&held.snapshot) {
+            return Ok(held);
+        }
+        drop(held);
+        if began.elapsed() > TELL_AFTER && !std::mem::replace(&mut told, true) {
+            tracing::warn!(
+                "the copy waits for a transaction that was committed but is not visible yet (a synchronous standby that is away, or a long transaction at first start)"
+            );
+        }
+        tokio::time::sleep(SNAPSHOT_PAUSE).await;
+    }
+}
+
+async fn copy_one(
+    context: &Context,
+    moving: &Moving,
+    target: &Target,
+    held: &HeldSnapshot,
+    keyed: &Keyed,
+    epoch: i64,
+) -> std::result::Result<(), StepError> {
+    let _table = context.copy_tables.acquire().await.map_err(|_| StepError::Stopped)?;
+    let _connection = context.target_connections.acquire().await.map_err(|_| StepError::Stopped)?;
+    let record = moving.record();
+    let url = &context.config.source.url;
+    let from = held.join(url, &format!("copy {}", record.id)).await?;
+    let mut into = client::connect(&target.url, &format!("copy {}", record.id)).await?;
+    let job = CopyJob {
+        id: record.id,
+        epoch,
+        source: &keyed.table,
+        filter: keyed.filter(&record.tenant),
+        target: moving.sink_plan(target, epoch).target_name(&keyed.table.name),
+        snapshot: &held.snapshot,
+        wal_insert_lsn: held.wal_insert_lsn,
+    };
+    let rows = copy_table(&from, &mut into, &job, |rows| {
+        moving.rows_copied.fetch_add(rows, Ordering::Relaxed);
+        context.throttle.take(rows)
+    })
+    .await?;
+    tracing::info!(id = %record.id, table = %keyed.table.name, rows, "table copied");
+    Ok(())
+}
+
+/// Keys, checks and indexes; what is there already is left as it is.
+async fn finish_tables(
+    context: &Context,
+    moving: &Moving,
+    target: &Target,
+    tables: &[Keyed],
+) -> std::result::Result<(), StepError> {
+    let plan = moving.sink_plan(target, 0);
+    let source = client::connect(&context.config.source.url, "provision").await?;
+    let finish = tables.iter().map(|keyed| {
+        let (source, plan) = (&source, &plan);
+        async move {
+            let _connection = context.target_connections.acquire().await.map_err(|_| StepError::Stopped)?;
+            let finish = provision::read_finish(source, &keyed.table).await?;
+            let mut client = client::connect(&target.url, "index").await?;
+            let made: Result<()> =
+                provision::finish_table(&mut client, &plan.target_name(&keyed.table.name), &finish).await;
+            made.map_err(StepError::from)
+        }
+    });
+    try_join_all(finish).await?;
+    Ok(())
+}

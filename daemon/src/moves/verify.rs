@@ -1,0 +1,122 @@
+//! Compares both sides at one position: the lane is brought to hold exactly what a snapshot of the
+//! source shows, the target's snapshot is taken, the lane goes on, and then both are read.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use connectors::postgres::checksum::{Side, compare};
+use connectors::postgres::snapshot::{self, HeldSnapshot};
+use connectors::postgres::{Doing, client};
+use schemas::Phase;
+use schemas::record::Fault;
+use schemas::status::VerifyReport;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Context, Moving, StepError};
+use crate::lane::LaneCommand;
+
+/// How long to try for a snapshot at which the lane can stand.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Releases the lane whatever happens.
+struct Held(mpsc::Sender<LaneCommand>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // The lane takes one command at a time and few wait; a full queue means that it is gone.
+        if self.0.try_send(LaneCommand::Release).is_err() {
+            tracing::debug!("the lane is gone; nothing to release");
+        }
+    }
+}
+
+/// Marks the move as being verified.
+struct Verifying<'a>(&'a Moving);
+
+impl Drop for Verifying<'_> {
+    fn drop(&mut self) {
+        self.0.verifying.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Compares every table of the move.
+pub async fn verify(context: &Context, moving: &Moving) -> Result<VerifyReport, StepError> {
+    let record = moving.record();
+    let refuse =
+        |message: &str, next: &str| StepError::Fault(Fault::new("not_ready", record.id.to_string(), message, next));
+    if record.phase != Phase::Following {
+        return Err(refuse("it cannot be verified before its copy is complete", "carveout status"));
+    }
+    if moving.verifying.swap(true, Ordering::Relaxed) {
+        return Err(refuse("it is being verified already", "wait for that to end"));
+    }
+    let _verifying = Verifying(moving);
+    let target = context.target(&record)?;
+    let tables = context.tables(&record.tables).await?;
+    let began = Instant::now();
+    let (source, client) = loop {
+        if let Some(both) = stand(context, moving, &target.url).await? {
+            break both;
+        }
+        if began.elapsed() > PATIENCE {
+            return Err(refuse(
+                "no position was found at which both sides can be read",
+                "try again when the tenant is less busy, or see whether the target keeps up",
+            ));
+        }
+        tokio::time::sleep(PAUSE).await;
+    };
+    let plan = moving.sink_plan(&target, 0);
+    let mut report =
+        VerifyReport { tenant: record.tenant.clone(), lsn: source.wal_insert_lsn, equal: true, tables: Vec::new() };
+    for keyed in &tables {
+        let left =
+            Side { client: &source.client, table: keyed.table.name.clone(), filter: keyed.filter(&record.tenant) };
+        // No filter on this side: a row that does not belong here is a difference.
+        let right = Side { client: &client, table: plan.target_name(&keyed.table.name), filter: "true".to_owned() };
+        let table = compare(&left, &right, &keyed.table).await?;
+        report.equal &= table.differences == 0;
+        report.tables.push(table);
+    }
+    if report.equal {
+        moving.update(&context.store, |record| record.verified_at = Some(report.lsn))?;
+    }
+    tracing::info!(id = %record.id, tenant = %record.tenant, equal = report.equal, at = %report.lsn, "verified");
+    Ok(report)
+}
+
+/// Brings both sides to one position; `None` when this snapshot was none at which the lane can stand.
+async fn stand(
+    context: &Context,
+    moving: &Moving,
+    target: &schemas::url::PgUrl,
+) -> Result<Option<(HeldSnapshot, connectors::postgres::Client)>, StepError> {
+    let id = moving.record().id;
+    let lost =
+        || StepError::Fault(Fault::new("not_ready", id.to_string(), "its lane is not running", "carveout status"));
+    let commands = moving.lane().ok_or_else(lost)?;
+    let (held, standing) = oneshot::channel();
+    commands.send(LaneCommand::Hold(held)).await.map_err(|_| lost())?;
+    let _held = Held(commands.clone());
+    let Ok(Ok(_)) = tokio::time::timeout(PATIENCE, standing).await else { return Ok(None) };
+    // What the lane has applied must be visible too, and that may come later than its delivery.
+    let demand = context.pipeline.unseen.lock().unwrap_or_else(PoisonError::into_inner).demand();
+    let source = snapshot::hold(&context.config.source.url, "verify").await?;
+    if !demand.met_by(&source.snapshot) {
+        return Ok(None);
+    }
+    let ticker = client::connect(&context.config.source.url, "verify").await?;
+    snapshot::tick(&ticker).await?;
+    let (done, stands) = oneshot::channel();
+    let advance = LaneCommand::Advance { snapshot: source.snapshot.clone(), until: source.wal_insert_lsn, done };
+    commands.send(advance).await.map_err(|_| lost())?;
+    let Ok(Ok(true)) = tokio::time::timeout(PATIENCE, stands).await else { return Ok(None) };
+    let client = client::connect(target, "verify").await?;
+    client
+        .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT pg_current_snapshot()")
+        .await
+        .doing("take the target's snapshot")?;
+    Ok(Some((source, client)))
+}

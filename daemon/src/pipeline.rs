@@ -1,0 +1,442 @@
+//! The one task that reads the slot: routes changes into the lanes' spools and acknowledges.
+//!
+//! It never waits for a target, and never for an acknowledgement's disk work; it only ever waits
+//! for the socket, its clock, and commands.
+
+mod connect;
+
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use connectors::postgres::pgoutput::{self, Message};
+use connectors::postgres::stream::{Frame, Stream};
+use connectors::postgres::{Error, Result};
+use schemas::config::Config;
+use schemas::record::{AckRecord, Fault};
+use schemas::{Lsn, MoveId, TableName};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
+
+use crate::ack::{AckError, Acknowledger, Done, Round, SharedUnseen};
+use crate::router::{Broken, LaneEnd, Router, TableRoute};
+use crate::stop;
+use crate::store::Store;
+pub use connect::{Beginning, begin};
+
+/// How often a position is made durable and acknowledged.
+const ACK_EVERY: Duration = Duration::from_millis(1000);
+/// How often the server hears from us in any case.
+const STATUS_EVERY: Duration = Duration::from_millis(500);
+/// After this silence the server is asked for a sign of life.
+const ASK_AFTER: Duration = Duration::from_secs(10);
+/// After this silence the connection counts as dead.
+const DEAD_AFTER: Duration = Duration::from_secs(30);
+/// Frames handled before the clock is looked at again.
+const FRAMES_PER_TURN: usize = 2000;
+/// The longest pause between attempts to connect.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
+
+/// What the pipeline shows of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// `connecting`, `streaming` or `stopped`.
+    pub state: &'static str,
+    /// Everything up to here has been received: a transaction end, or a keepalive's end.
+    pub received: Lsn,
+    /// What the slot has been told.
+    pub acknowledged: Lsn,
+    /// The end of the source's log as last heard.
+    pub wal_end: Lsn,
+    /// Log that the slot keeps on the source.
+    pub retained_bytes: Option<u64>,
+    /// The server's clock minus ours, microseconds since 2000-01-01 against the Unix epoch's.
+    pub server_clock_offset: i64,
+    /// What stopped it.
+    pub fault: Option<Fault>,
+}
+
+/// What can be asked of the pipeline.
+pub enum Command {
+    /// Open a lane at the next transaction boundary.
+    Open {
+        /// The lane with its spool.
+        lane: Box<LaneEnd>,
+        /// Its tables' routes.
+        tables: Vec<(TableName, TableRoute)>,
+        /// Answered when it is open.
+        opened: oneshot::Sender<()>,
+    },
+    /// Close a lane and give it back.
+    Close {
+        /// The move.
+        id: MoveId,
+        /// Answered with the lane, if it was open.
+        closed: oneshot::Sender<Option<LaneEnd>>,
+    },
+}
+
+/// The others' end of the pipeline.
+#[derive(Clone)]
+pub struct PipelineHandle {
+    commands: mpsc::Sender<Command>,
+    /// How far it has come.
+    pub progress: watch::Receiver<Progress>,
+    /// Delivered transactions that no snapshot shows yet.
+    pub unseen: SharedUnseen,
+}
+
+impl PipelineHandle {
+    /// Opens a lane; when this returns, every transaction delivered from now on reaches it.
+    pub async fn open(&self, lane: LaneEnd, tables: Vec<(TableName, TableRoute)>) -> anyhow::Result<()> {
+        let (opened, done) = oneshot::channel();
+        self.commands.send(Command::Open { lane: Box::new(lane), tables, opened }).await.map_err(|_| stopped())?;
+        done.await.map_err(|_| stopped())
+    }
+
+    /// Closes a lane.
+    pub async fn close(&self, id: MoveId) -> anyhow::Result<Option<LaneEnd>> {
+        let (closed, done) = oneshot::channel();
+        self.commands.send(Command::Close { id, closed }).await.map_err(|_| stopped())?;
+        done.await.map_err(|_| stopped())
+    }
+
+    /// Waits until the stream has passed `position`.
+    pub async fn passed(&self, position: Lsn) -> anyhow::Result<()> {
+        let mut progress = self.progress.clone();
+        progress.wait_for(|progress| progress.received >= position).await.map_err(|_| stopped())?;
+        Ok(())
+    }
+}
+
+fn stopped() -> anyhow::Error {
+    anyhow::anyhow!("the pipeline has stopped")
+}
+
+/// The pipeline's own state; `run` consumes it.
+pub struct Pipeline {
+    config: Config,
+    router: Router,
+    base: AckRecord,
+    commands: mpsc::Receiver<Command>,
+    waiting: Vec<Command>,
+    progress: watch::Sender<Progress>,
+    broken: mpsc::Sender<Broken>,
+    unseen: SharedUnseen,
+    position: Lsn,
+    xid: u32,
+    acknowledged: Lsn,
+    rounds: mpsc::Sender<Round>,
+    results: mpsc::Receiver<std::result::Result<Done, AckError>>,
+    round_running: bool,
+    /// A round that failed to make something durable: the pipeline must not go on.
+    failed: Option<Error>,
+    stop: watch::Receiver<bool>,
+}
+
+/// Starts the pipeline in the background.
+pub fn spawn(
+    config: Config,
+    beginning: Beginning,
+    router: Router,
+    store: Store,
+    broken: mpsc::Sender<Broken>,
+    stop: watch::Receiver<bool>,
+) -> (PipelineHandle, tokio::task::JoinHandle<()>) {
+    let Beginning { base, acknowledged, unseen, server_version: _ } = beginning;
+    let (commands_in, commands) = mpsc::channel(64);
+    let (rounds, mut rounds_out) = mpsc::channel(1);
+    let (results_in, results) = mpsc::channel(1);
+    let progress = watch::Sender::new(Progress {
+        state: "connecting",
+        received: acknowledged,
+        acknowledged,
+        wal_end: acknowledged,
+        retained_bytes: None,
+        server_clock_offset: 0,
+        fault: None,
+    });
+    let handle = PipelineHandle { commands: commands_in, progress: progress.subscribe(), unseen: unseen.clone() };
+    let mut acknowledger =
+        Acknowledger::new(config.source.url.clone(), config.source.slot.clone(), store, unseen.clone());
+    tokio::spawn(async move {
+        while let Some(round) = rounds_out.recv().await {
+            if results_in.send(acknowledger.run(round).await).await.is_err() {
+                return;
+            }
+        }
+    });
+    let pipeline = Pipeline {
+        config,
+        router,
+        base,
+        commands,
+        waiting: Vec::new(),
+        progress,
+        broken,
+        unseen,
+        position: acknowledged,
+        xid: 0,
+        acknowledged,
+        rounds,
+        results,
+        round_running: false,
+        failed: None,
+        stop,
+    };
+    let task = tokio::spawn(tracing::Instrument::instrument(pipeline.run(), tracing::info_span!("pipeline")));
+    (handle, task)
+}
+
+/// Why a session with the server ended.
+enum Ended {
+    Stop,
+    Lost(Error),
+}
+
+impl Pipeline {
+    async fn run(mut self) {
+        let mut backoff = Duration::from_millis(100);
+        loop {
+            let began = Instant::now();
+            let ended = match self.session().await {
+                Ok(()) => Ended::Stop,
+                Err(error) => Ended::Lost(error),
+            };
+            self.router.restart();
+            self.report_broken().await;
+            match ended {
+                Ended::Stop => return,
+                Ended::Lost(error) if connect::is_final(&error) => {
+                    let fault = connect::fault(&self.config, &error);
+                    tracing::error!(%error, "the pipeline stopped: nothing more is read from the source");
+                    self.progress.send_modify(|progress| {
+                        progress.state = "stopped";
+                        progress.fault = Some(fault);
+                    });
+                    stop::told(&self.stop).await;
+                    return;
+                }
+                Ended::Lost(error) => {
+                    tracing::warn!(%error, "the stream ended; connecting again");
+                    self.progress.send_modify(|progress| progress.state = "connecting");
+                }
+            }
+            if began.elapsed() > LONGEST_BACKOFF {
+                backoff = Duration::from_millis(100);
+            }
+            if self.pause(backoff).await {
+                return;
+            }
+            backoff = (backoff * 2).min(LONGEST_BACKOFF);
+        }
+    }
+
+    /// Waits between attempts, serving commands; true when told to stop.
+    async fn pause(&mut self, backoff: Duration) -> bool {
+        let pause = tokio::time::sleep(backoff);
+        tokio::pin!(pause);
+        loop {
+            self.serve_commands();
+            tokio::select! {
+                () = &mut pause => return false,
+                () = stop::told(&self.stop) => return true,
+                Some(command) = self.commands.recv() => self.waiting.push(command),
+                Some(result) = self.results.recv() => self.failed = self.round_ended(result).err(),
+            }
+        }
+    }
+
+    /// One connection, from START_REPLICATION to its end.
+    async fn session(&mut self) -> Result<()> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        let source = self.config.source.clone();
+        connect::compare(&self.config, &self.base, self.acknowledged).await?;
+        let mut stream = Stream::open(&source.url, &source.slot, &source.publication, Lsn::ZERO).await?;
+        connect::same_system(&stream, &self.base)?;
+        // The stream begins again at the confirmed position; what is held already is skipped.
+        self.progress.send_modify(|progress| progress.state = "streaming");
+        tracing::info!(slot = source.slot, from = %self.acknowledged, "streaming");
+        let mut ack = tokio::time::interval(ACK_EVERY);
+        let mut status = tokio::time::interval(STATUS_EVERY);
+        ack.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        status.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.serve_commands();
+            tokio::select! {
+                biased;
+                () = stop::told(&self.stop) => return self.last_words(stream).await,
+                _ = ack.tick() => self.begin_round(),
+                Some(result) = self.results.recv() => {
+                    self.round_ended(result)?;
+                    self.send_status(&mut stream, false).await?;
+                }
+                _ = status.tick() => self.still_alive(&mut stream).await?,
+                Some(command) = self.commands.recv() => self.waiting.push(command),
+                ready = stream.ready() => {
+                    ready?;
+                    self.drain(&mut stream).await?;
+                }
+            }
+        }
+    }
+
+    /// Handles what has arrived.
+    async fn drain(&mut self, stream: &mut Stream) -> Result<()> {
+        let mut asked = false;
+        for _ in 0..FRAMES_PER_TURN {
+            match stream.try_next()? {
+                None => break,
+                Some(Frame::Data { payload, wal_end }) => {
+                    self.message(&payload)?;
+                    self.heard(wal_end, None);
+                }
+                Some(Frame::Keepalive { end, server_time, reply }) => {
+                    if !self.router.in_transaction() {
+                        self.position = self.position.max(end);
+                    }
+                    self.heard(end, Some(server_time));
+                    asked |= reply;
+                }
+            }
+            if !self.waiting.is_empty() {
+                self.serve_commands();
+            }
+        }
+        self.router.flush();
+        self.report_broken().await;
+        let position = self.position;
+        self.progress.send_if_modified(|progress| std::mem::replace(&mut progress.received, position) != position);
+        if asked {
+            // A server that shuts down waits for this position to be acknowledged.
+            self.begin_round();
+            self.send_status(stream, false).await?;
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, payload: &bytes::Bytes) -> Result<()> {
+        match pgoutput::decode(payload)? {
+            Message::Begin { final_lsn, commit_ts, xid } => {
+                self.xid = xid;
+                self.router.begin(xid, final_lsn, commit_ts);
+            }
+            Message::Commit { end_lsn, .. } => {
+                self.unseen.lock().unwrap_or_else(PoisonError::into_inner).delivered(self.xid);
+                self.router.commit(end_lsn);
+                self.position = self.position.max(end_lsn);
+            }
+            message => self.router.change(payload, message)?,
+        }
+        Ok(())
+    }
+
+    fn heard(&mut self, wal_end: Lsn, server_time: Option<i64>) {
+        self.progress.send_if_modified(|progress| {
+            let newer = wal_end > progress.wal_end;
+            progress.wal_end = progress.wal_end.max(wal_end);
+            if let Some(time) = server_time {
+                progress.server_clock_offset = time - crate::clock::unix_micros();
+            }
+            newer
+        });
+    }
+
+    /// Opens and closes lanes, between transactions only.
+    fn serve_commands(&mut self) {
+        if self.router.in_transaction() {
+            return;
+        }
+        for command in std::mem::take(&mut self.waiting) {
+            match command {
+                Command::Open { lane, tables, opened } => {
+                    self.router.open(*lane, tables);
+                    let _ = opened.send(());
+                }
+                Command::Close { id, closed } => {
+                    let _ = closed.send(self.router.close(id));
+                }
+            }
+        }
+    }
+
+    /// Hands the current position to the acknowledger, unless it is still busy.
+    fn begin_round(&mut self) {
+        if self.round_running {
+            return;
+        }
+        self.router.flush();
+        let (mut jobs, mut held) = (Vec::new(), Vec::new());
+        for lane in self.router.lanes_mut().filter(|lane| !lane.spool.state().caught_up()) {
+            held.push((lane.id, lane.spool.end()));
+            jobs.extend(lane.spool.sync_job());
+        }
+        let round = Round { position: self.position, base: self.base.clone(), jobs, held };
+        self.round_running = self.rounds.try_send(round).is_ok();
+    }
+
+    fn round_ended(&mut self, result: std::result::Result<Done, AckError>) -> Result<()> {
+        self.round_running = false;
+        match result {
+            Ok(Done { position, polled }) => {
+                if polled.lost {
+                    return Err(Error::server("acknowledge", "55000", "the slot is lost or was dropped"));
+                }
+                self.acknowledged = self.acknowledged.max(position);
+                let acknowledged = self.acknowledged;
+                self.progress.send_modify(|progress| {
+                    progress.acknowledged = acknowledged;
+                    progress.wal_end = progress.wal_end.max(polled.wal_end);
+                    progress.retained_bytes = Some(polled.retained_bytes);
+                });
+            }
+            Err(AckError::Source(error)) => tracing::warn!(%error, "the source could not be asked; not acknowledging"),
+            // What could not be synced may be lost: it must come from the source again.
+            Err(error @ AckError::Durable(_)) => return Err(Error::state("acknowledge", error)),
+        }
+        Ok(())
+    }
+
+    async fn send_status(&mut self, stream: &mut Stream, reply: bool) -> Result<()> {
+        stream.status(self.position, self.acknowledged, reply).await
+    }
+
+    async fn still_alive(&mut self, stream: &mut Stream) -> Result<()> {
+        let silence = stream.last_received().elapsed();
+        if silence > DEAD_AFTER {
+            return Err(Error::connection(
+                "read the stream",
+                format!("the server has been silent for {} s", silence.as_secs()),
+            ));
+        }
+        self.send_status(stream, silence > ASK_AFTER).await
+    }
+
+    async fn report_broken(&mut self) {
+        for broken in self.router.take_broken() {
+            tracing::error!(lane = %broken.lane.id, cause = broken.fault.message, "a lane was taken out");
+            if self.broken.send(broken).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The end: one more round, so that the slot knows everything that is durable.
+    async fn last_words(&mut self, mut stream: Stream) -> Result<()> {
+        self.router.restart();
+        if self.round_running
+            && let Some(result) = self.results.recv().await
+        {
+            self.round_ended(result)?;
+        }
+        self.begin_round();
+        if self.round_running
+            && let Some(result) = self.results.recv().await
+        {
+            self.round_ended(result)?;
+        }
+        self.send_status(&mut stream, false).await?;
+        stream.stop().await
+    }
+}

@@ -1,0 +1,182 @@
+//! Before anything is read: is this the source, the slot and the publication that our records are
+//! about? A gap is never streamed over.
+
+use std::sync::{Arc, Mutex};
+
+use connectors::postgres::stream::Stream;
+use connectors::postgres::wire::Wire;
+use connectors::postgres::{Error, Result, client, slot, snapshot};
+use schemas::Lsn;
+use schemas::config::Config;
+use schemas::record::{AckRecord, Fault};
+
+use crate::ack::{SharedUnseen, Unseen};
+use crate::store::Store;
+
+/// Where the pipeline begins.
+pub struct Beginning {
+    /// Who the source is; every acknowledge record repeats it.
+    pub base: AckRecord,
+    /// The slot's confirmed position.
+    pub acknowledged: Lsn,
+    /// The source's `server_version_num`.
+    pub server_version: u32,
+    /// Delivered transactions that a copy must not count on.
+    pub unseen: SharedUnseen,
+}
+
+/// Compares slot and record, once at start; makes the first record on a fresh slot.
+pub async fn begin(config: &Config, store: &Store) -> anyhow::Result<Beginning> {
+    let system = Wire::connect(&config.source.url, "carveout").await?.identify_system().await?;
+    let client = client::connect(&config.source.url, "start").await?;
+    let slot = required_slot(&client, config).await?;
+    let publication = required_publication(&client, config).await?;
+    let record = store.ack()?;
+    let base = AckRecord {
+        system_id: system.system_id.clone(),
+        timeline: system.timeline,
+        slot: config.source.slot.clone(),
+        publication_oid: publication,
+        ..AckRecord::default()
+    };
+    let unseen = match record {
+        Some(record) => {
+            same_source(&base, &record)?;
+            if slot.confirmed_flush > record.position {
+                return Err(ahead(&config.source.slot, slot.confirmed_flush, record.position).into());
+            }
+            Unseen::new(record.unseen, record.fresh_xid)
+        }
+        None => {
+            // Transactions may have committed before the slot that no snapshot shows yet. Their ids
+            // are below this one, whatever they wait for; a snapshot's xmax may not be above them.
+            let next = snapshot::next_xid(&client).await?;
+            let first = AckRecord { position: slot.confirmed_flush, fresh_xid: Some(next), ..base.clone() };
+            store.put_ack(&first)?;
+            Unseen::new(Vec::new(), Some(next))
+        }
+    };
+    let server_version = slot::server_version(&client).await?;
+    Ok(Beginning { base, acknowledged: slot.confirmed_flush, server_version, unseen: Arc::new(Mutex::new(unseen)) })
+}
+
+/// The same comparison before every connection, against what this daemon has acknowledged.
+pub async fn compare(config: &Config, base: &AckRecord, acknowledged: Lsn) -> Result<()> {
+    let client = client::connect(&config.source.url, "start").await?;
+    let slot = required_slot(&client, config).await?;
+    if required_publication(&client, config).await? != base.publication_oid {
+        return Err(Error::state(
+            format!("use publication {}", config.source.publication),
+            "it was dropped and made again; changes in between are not in the stream. Cancel the moves, then move again",
+        ));
+    }
+    // An answer may be lost: the slot may know more than we heard, never more than we recorded.
+    if slot.confirmed_flush > acknowledged {
+        return Err(ahead(&config.source.slot, slot.confirmed_flush, acknowledged));
+    }
+    Ok(())
+}
+
+/// The stream must come from the system and the timeline of the record.
+pub fn same_system(stream: &Stream, base: &AckRecord) -> Result<()> {
+    let system = stream.system();
+    let here = AckRecord { system_id: system.system_id.clone(), timeline: system.timeline, ..base.clone() };
+    same_source(&here, base)
+}
+
+fn same_source(here: &AckRecord, record: &AckRecord) -> Result<()> {
+    let differs = if here.system_id != record.system_id {
+        format!(
+            "the server's system identifier is {}, the state directory belongs to {}",
+            here.system_id, record.system_id
+        )
+    } else if here.timeline != record.timeline {
+        format!(
+            "the server is on timeline {}, the state directory belongs to {} (failover or restore)",
+            here.timeline, record.timeline
+        )
+    } else if here.slot != record.slot {
+        format!("the configuration names slot {}, the state directory belongs to {}", here.slot, record.slot)
+    } else if here.publication_oid != record.publication_oid {
+        "the publication was dropped and made again, or another is named; changes in between are not in the stream"
+            .to_owned()
+    } else {
+        return Ok(());
+    };
+    let next = "Point the configuration at the source that the state belongs to, or use another state_dir and move the tenants again";
+    Err(Error::state("compare the source with the state directory", format!("{differs}. {next}")))
+}
+
+async fn required_slot(client: &connectors::postgres::Client, config: &Config) -> Result<slot::Slot> {
+    let name = &config.source.slot;
+    let doing = || format!("use slot {name}");
+    let missing = || {
+        Error::state(
+            doing(),
+            "it does not exist; `carveout prepare --apply` creates it. If it was there before, changes are lost: cancel the moves and move again",
+        )
+    };
+    let slot = slot::find(client, name).await?.ok_or_else(missing)?;
+    if slot.wal_status == "lost" || slot.confirmed_flush == Lsn::ZERO {
+        let why = "the server has removed log that it needed (max_slot_wal_keep_size): drop it, prepare a new one, use another state_dir and move the tenants again";
+        return Err(Error::state(doing(), why));
+    }
+    if slot.plugin != "pgoutput" || slot.two_phase {
+        return Err(Error::state(doing(), "it was not made by `carveout prepare`; name another one in source.slot"));
+    }
+    Ok(slot)
+}
+
+async fn required_publication(client: &connectors::postgres::Client, config: &Config) -> Result<u32> {
+    let name = &config.source.publication;
+    let doing = || format!("use publication {name}");
+    let missing = || {
+        Error::state(
+            doing(),
+            "it does not exist; `carveout prepare --apply` creates it. If it was there before, cancel the moves and move again",
+        )
+    };
+    let publication = slot::find_publication(client, name).await?.ok_or_else(missing)?;
+    if publication.all_tables || publication.filtered || !publication.complete {
+        return Err(Error::state(
+            doing(),
+            "it has row filters or column lists, or does not publish everything; `carveout check` says what is wanted",
+        ));
+    }
+    Ok(publication.oid)
+}
+
+fn ahead(slot: &str, confirmed: Lsn, ours: Lsn) -> Error {
+    Error::state(
+        format!("use slot {slot}"),
+        format!(
+            "its confirmed position {confirmed} is ahead of the {ours} that this state directory recorded: {} bytes of changes would be missing. \
+             An older copy of the state was restored, or somebody else advanced the slot; use another state_dir and move the tenants again",
+            confirmed.bytes_since(ours)
+        ),
+    )
+}
+
+/// Whether trying again cannot help.
+pub fn is_final(error: &Error) -> bool {
+    match error.sqlstate() {
+        // Slot gone or lost, publication gone, a type without a binary form, wrong password or role.
+        Some("55000" | "42704" | "42883" | "0A000") => true,
+        _ => !error.is_transient(),
+    }
+}
+
+/// How a final error is shown.
+pub fn fault(config: &Config, error: &Error) -> Fault {
+    let code = match error.sqlstate() {
+        Some("55000") => "slot_lost",
+        Some("42704") => "slot_or_publication_missing",
+        _ => "source_refused",
+    };
+    Fault::new(
+        code,
+        format!("slot {}", config.source.slot),
+        error.to_string(),
+        "mend the cause, then start the daemon again",
+    )
+}

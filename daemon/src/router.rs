@@ -1,0 +1,494 @@
+//! Decides, by the tenant key in the row itself, which lanes a change belongs to, and writes it
+//! into their spools. Knows nothing of targets; never waits for anything but the page cache.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use connectors::postgres::pgoutput::{self, Old, Relation, Tuple, Value};
+use schemas::config::NullTenant;
+use schemas::record::Fault;
+use schemas::tenant::KeyType;
+use schemas::{Lsn, MoveId, TableName, TenantId};
+
+use crate::spool::SpoolWriter;
+
+/// A table that carries the tenant key.
+#[derive(Clone, Debug)]
+pub struct TableRoute {
+    /// The column with the tenant's key.
+    pub key: String,
+    /// What a row without a tenant means.
+    pub null_tenant: NullTenant,
+}
+
+/// An open lane, as the router sees it.
+pub struct LaneEnd {
+    /// The move.
+    pub id: MoveId,
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// The tables that move.
+    pub tables: Vec<TableName>,
+    /// The writing end of its spool.
+    pub spool: SpoolWriter,
+    touched: bool,
+}
+
+impl LaneEnd {
+    /// A lane whose spool is open.
+    pub fn new(id: MoveId, tenant: TenantId, tables: Vec<TableName>, spool: SpoolWriter) -> Self {
+        LaneEnd { id, tenant, tables, spool, touched: false }
+    }
+}
+
+/// A lane whose spool cannot take more; it has been taken out of the router.
+pub struct Broken {
+    /// The lane.
+    pub lane: LaneEnd,
+    /// Why.
+    pub fault: Fault,
+}
+
+/// What is known of a relation of the stream.
+struct Routed {
+    version: u64,
+    description: Bytes,
+    name: TableName,
+    /// Place of the tenant key, where the table is routed at all.
+    key: Option<usize>,
+    null_tenant: NullTenant,
+    /// Key bytes, as the wire carries them, to lane.
+    lanes: HashMap<Vec<u8>, MoveId>,
+    /// Every lane that has the table.
+    members: Vec<MoveId>,
+    relation: Relation,
+}
+
+/// Budgets of the spools, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// For one lane.
+    pub per_tenant: u64,
+    /// For all lanes together.
+    pub total: u64,
+}
+
+/// The routing state of a pipeline.
+pub struct Router {
+    tables: BTreeMap<TableName, TableRoute>,
+    lanes: BTreeMap<MoveId, LaneEnd>,
+    relations: HashMap<u32, Routed>,
+    next_version: u64,
+    budget: Budget,
+    transaction: Option<Transaction>,
+    broken: Vec<Broken>,
+}
+
+#[derive(Clone, Copy)]
+struct Transaction {
+    xid: u32,
+    commit_lsn: Lsn,
+    commit_ts: i64,
+}
+
+impl Router {
+    /// A router for these tables, without lanes.
+    pub fn new(tables: BTreeMap<TableName, TableRoute>, budget: Budget) -> Self {
+        let (lanes, relations, broken) = (BTreeMap::new(), HashMap::new(), Vec::new());
+        Router { tables, lanes, relations, next_version: 1, budget, transaction: None, broken }
+    }
+
+    /// The open lanes.
+    pub fn lanes(&self) -> impl Iterator<Item = &LaneEnd> {
+        self.lanes.values()
+    }
+
+    /// The open lanes, to sync their spools.
+    pub fn lanes_mut(&mut self) -> impl Iterator<Item = &mut LaneEnd> {
+        self.lanes.values_mut()
+    }
+
+    /// Adds a lane; only between transactions, or it would miss the first half of one.
+    pub fn open(&mut self, lane: LaneEnd, table: impl IntoIterator<Item = (TableName, TableRoute)>) {
+        self.tables.extend(table);
+        self.lanes.insert(lane.id, lane);
+        self.reroute();
+    }
+
+    /// Takes a lane out.
+    pub fn close(&mut self, id: MoveId) -> Option<LaneEnd> {
+        let lane = self.lanes.remove(&id);
+        self.reroute();
+        lane
+    }
+
+    /// The lanes that broke since this was asked last.
+    pub fn take_broken(&mut self) -> Vec<Broken> {
+        std::mem::take(&mut self.broken)
+    }
+
+    /// Whether a transaction is open.
+    pub fn in_transaction(&self) -> bool {
+        self.transaction.is_some()
+    }
+
+    /// Forgets the open transaction and cuts it from the spools: the stream begins again.
+    pub fn restart(&mut self) {
+        self.transaction = None;
+        self.relations.clear();
+        self.each_lane(|lane| {
+            lane.touched = false;
+            lane.spool.cut()
+        });
+    }
+
+    /// A transaction begins.
+    pub fn begin(&mut self, xid: u32, commit_lsn: Lsn, commit_ts: i64) {
+        self.transaction = Some(Transaction { xid, commit_lsn, commit_ts });
+    }
+
+    /// The transaction is complete; true when it touched a lane.
+    pub fn commit(&mut self, end: Lsn) -> bool {
+        self.transaction = None;
+        let mut touched = false;
+        for lane in self.lanes.values_mut().filter(|lane| lane.touched) {
+            lane.touched = false;
+            touched = true;
+            lane.spool.commit(end);
+        }
+        touched
+    }
+
+    /// Shows the lanes what has been sealed, and holds the spools to their budget.
+    pub fn flush(&mut self) {
+        self.each_lane(|lane| lane.spool.flush());
+        let mut sizes: Vec<(u64, MoveId)> =
+            self.lanes.values().map(|lane| (lane.spool.state().bytes(), lane.id)).collect();
+        sizes.sort_unstable();
+        let mut total: u64 = sizes.iter().map(|(bytes, _)| bytes).sum();
+        // The largest goes first; the others are not to suffer for it.
+        for (bytes, id) in sizes.into_iter().rev() {
+            let (limit, key) = match (bytes > self.budget.per_tenant, total > self.budget.total) {
+                (true, _) => (self.budget.per_tenant, "limits.spool_per_tenant"),
+                (false, true) => (self.budget.total, "limits.spool_total"),
+                (false, false) => break,
+            };
+            total -= bytes;
+            let fault = Fault::new(
+                "spool_full",
+                id.to_string(),
+                format!("the target did not keep up: the spool has outgrown {key} ({limit} bytes)"),
+                format!("mend the target or raise {key}, then `carveout move` copies the tenant again"),
+            );
+            self.break_lane(id, fault);
+        }
+    }
+
+    /// Routes one change.
+    pub fn change(&mut self, raw: &Bytes, message: pgoutput::Message<'_>) -> connectors::postgres::Result<()> {
+        use pgoutput::Message as M;
+        match message {
+            M::Relation(relation) => self.learn(raw.clone(), relation),
+            M::Insert { relation, new } => {
+                let tenant = self.lane_of(relation, new)?;
+                self.write(tenant, relation, &[raw]);
+            }
+            M::Delete { relation, old } => {
+                let tenant = self.lane_of(relation, tuple_of(old))?;
+                self.write(tenant, relation, &[raw]);
+            }
+            M::Update { relation, old, new } => self.update(raw, relation, old, new)?,
+            M::Truncate { relations, .. } => relations.into_iter().for_each(|relation| self.truncate(relation)),
+            M::Begin { .. } | M::Commit { .. } | M::Origin { .. } | M::Type { .. } | M::Logical { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn update(
+        &mut self,
+        raw: &Bytes,
+        relation: u32,
+        old: Option<Old<'_>>,
+        new: Tuple<'_>,
+    ) -> connectors::postgres::Result<()> {
+        // Without an old image the identity, and so the tenant, has not changed.
+        let to = match self.lane_of(relation, new)? {
+            Owner::Unchanged => match old {
+                Some(old) => self.lane_of(relation, tuple_of(old))?,
+                None => return Err(unknown_tenant(relation)),
+            },
+            owner => owner,
+        };
+        let from = match old {
+            Some(old) => self.lane_of(relation, tuple_of(old))?,
+            None => to,
+        };
+        if from == to {
+            self.write(from, relation, &[raw]);
+            return Ok(());
+        }
+        // The row leaves one tenant and enters another.
+        if let (Some(old), Owner::Lane(_) | Owner::Nobody) = (old, from) {
+            let mut delete = Vec::new();
+            pgoutput::encode_delete(relation, old, &mut delete);
+            self.write(from, relation, &[&delete]);
+        }
+        match whole_row(old, new) {
+            Some(row) => {
+                let mut insert = Vec::new();
+                pgoutput::encode_insert(relation, &row, &mut insert);
+                self.write(to, relation, &[&insert]);
+            }
+            None => self.stop(to, self.incomplete(relation, new)),
+        }
+        if from == Owner::Null || to == Owner::Null {
+            self.write(Owner::Null, relation, &[]);
+        }
+        Ok(())
+    }
+
+    fn incomplete(&self, relation: u32, new: Tuple<'_>) -> Fault {
+        let Some(routed) = self.relations.get(&relation) else {
+            return Fault::new("toast", relation.to_string(), "a row is not complete", "carveout cancel, then move");
+        };
+        let key = routed.relation.columns.iter().zip(new.iter()).filter(|(column, _)| column.key);
+        let key: Vec<String> =
+            key.map(|(column, value)| format!("{}={}", column.name, shown(column.type_oid, value))).collect();
+        Fault::new(
+            "toast",
+            routed.name.to_string(),
+            format!(
+                "a row entered the tenant ({}), but the value of a large unchanged column was not sent with it",
+                key.join(", ")
+            ),
+            format!("ALTER TABLE {} REPLICA IDENTITY FULL, then `carveout cancel` and `carveout move`", routed.name),
+        )
+    }
+
+    /// TRUNCATE names no tenant: it empties every one.
+    fn truncate(&mut self, relation: u32) {
+        let Some(routed) = self.relations.get(&relation) else { return };
+        let fault = Fault::new(
+            "truncate",
+            routed.name.to_string(),
+            "the table was truncated on the source, for every tenant",
+            "`carveout cancel` the move, then `carveout move` it again",
+        );
+        for id in routed.members.clone() {
+            self.stop(Owner::Lane(id), fault.clone());
+        }
+    }
+
+    fn learn(&mut self, description: Bytes, relation: Relation) {
+        if self.relations.get(&relation.id).is_some_and(|known| known.relation == relation) {
+            return;
+        }
+        let name = TableName::new(&relation.schema, &relation.name);
+        let version = self.next_version;
+        self.next_version += 1;
+        let routed = Routed {
+            version,
+            description,
+            name,
+            key: None,
+            null_tenant: NullTenant::Stop,
+            lanes: HashMap::new(),
+            members: Vec::new(),
+            relation,
+        };
+        let id = routed.relation.id;
+        self.relations.insert(id, routed);
+        self.route(id);
+    }
+
+    fn reroute(&mut self) {
+        let ids: Vec<u32> = self.relations.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.route(id));
+    }
+
+    /// Works out which lanes a relation's rows go to.
+    fn route(&mut self, id: u32) {
+        let Some(routed) = self.relations.get_mut(&id) else { return };
+        let table = self.tables.get(&routed.name);
+        let place = |table: &TableRoute| routed.relation.columns.iter().position(|column| column.name == table.key);
+        routed.key = table.and_then(place);
+        routed.null_tenant = table.map_or(NullTenant::Stop, |table| table.null_tenant);
+        routed.lanes.clear();
+        routed.members.clear();
+        let kind = routed.key.and_then(|place| KeyType::from_oid(routed.relation.columns[place].type_oid));
+        let mut unroutable = Vec::new();
+        for lane in self.lanes.values().filter(|lane| lane.tables.contains(&routed.name)) {
+            routed.members.push(lane.id);
+            // The old image must carry the key, or a DELETE would name no tenant.
+            let carried = routed.key.is_some_and(|place| routed.relation.columns[place].key);
+            match kind.filter(|_| carried).map(|kind| kind.encode(&lane.tenant)) {
+                Some(Ok(bytes)) => drop(routed.lanes.insert(bytes, lane.id)),
+                _ => unroutable.push(lane.id),
+            }
+        }
+        let object = routed.name.to_string();
+        for id in unroutable {
+            let fault = Fault::new(
+                "schema_changed",
+                &object,
+                "its tenant key is gone, has another type, or left the replica identity",
+                "`carveout cancel` the move, mend the configuration, then `carveout move`",
+            );
+            self.stop(Owner::Lane(id), fault);
+        }
+    }
+
+    fn lane_of(&self, relation: u32, row: Tuple<'_>) -> connectors::postgres::Result<Owner> {
+        let Some(routed) = self.relations.get(&relation) else {
+            return Err(unknown_relation(relation));
+        };
+        let Some(place) = routed.key else { return Ok(Owner::Nobody) };
+        let key = match row.get(place) {
+            Some(Value::Binary(bytes) | Value::Text(bytes)) => bytes,
+            Some(Value::Null) if routed.null_tenant == NullTenant::NotMoving => return Ok(Owner::Nobody),
+            Some(Value::Null) => return Ok(Owner::Null),
+            Some(Value::Unchanged) => return Ok(Owner::Unchanged),
+            None => return Err(unknown_tenant(relation)),
+        };
+        Ok(routed.lanes.get(key).map_or(Owner::Nobody, |id| Owner::Lane(*id)))
+    }
+
+    /// Writes a message to its owner; a row without a tenant stops every move that has the table.
+    fn write(&mut self, owner: Owner, relation: u32, message: &[&[u8]]) {
+        match owner {
+            Owner::Nobody | Owner::Unchanged => {}
+            Owner::Null => {
+                let Some(routed) = self.relations.get(&relation) else { return };
+                let fault = Fault::new(
+                    "null_tenant",
+                    routed.name.to_string(),
+                    "a row without a tenant was written on the source",
+                    format!(
+                        "give the rows a tenant, or set tenancy.tables.{}.null_tenant: not_moving; then cancel and move again",
+                        routed.name.name
+                    ),
+                );
+                for id in routed.members.clone() {
+                    self.stop(Owner::Lane(id), fault.clone());
+                }
+            }
+            Owner::Lane(id) => {
+                let (Some(routed), Some(transaction)) = (self.relations.get(&relation), self.transaction) else {
+                    return;
+                };
+                let described = (relation, routed.version);
+                let Some(lane) = self.lanes.get_mut(&id) else { return };
+                let written = lane.begin(transaction).and_then(|begun| match begun {
+                    true => lane.spool.change(described, &routed.description, message),
+                    false => Ok(()),
+                });
+                self.check_written(id, written);
+            }
+        }
+    }
+
+    fn stop(&mut self, owner: Owner, fault: Fault) {
+        let (Owner::Lane(id), Some(transaction)) = (owner, self.transaction) else { return };
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let written = lane.begin(transaction).and_then(|begun| if begun { lane.spool.stop(&fault) } else { Ok(()) });
+        self.check_written(id, written);
+    }
+
+    fn check_written(&mut self, id: MoveId, written: std::io::Result<()>) {
+        if let Err(error) = written {
+            self.break_lane(id, spool_failed(id, &error));
+        }
+    }
+
+    fn each_lane(&mut self, mut act: impl FnMut(&mut LaneEnd) -> std::io::Result<()>) {
+        let failed: Vec<(MoveId, std::io::Error)> =
+            self.lanes.values_mut().filter_map(|lane| act(lane).err().map(|error| (lane.id, error))).collect();
+        for (id, error) in failed {
+            self.break_lane(id, spool_failed(id, &error));
+        }
+    }
+
+    /// Takes the lane out, alone and visibly; the others are not to suffer.
+    pub fn break_lane(&mut self, id: MoveId, fault: Fault) {
+        if let Some(lane) = self.close(id) {
+            self.broken.push(Broken { lane, fault });
+        }
+    }
+}
+
+impl LaneEnd {
+    fn begin(&mut self, transaction: Transaction) -> std::io::Result<bool> {
+        let begun = self.spool.begin(transaction.xid, transaction.commit_lsn, transaction.commit_ts)?;
+        self.touched |= begun;
+        Ok(begun)
+    }
+}
+
+/// Whose row it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    Lane(MoveId),
+    /// A tenant that is not moving, or a table that is not.
+    Nobody,
+    /// The key is NULL, and that stops the moves that have the table.
+    Null,
+    /// The key is stored out of line and was not sent.
+    Unchanged,
+}
+
+fn tuple_of(old: Old<'_>) -> Tuple<'_> {
+    match old {
+        Old::Key(tuple) | Old::Full(tuple) => tuple,
+    }
+}
+
+/// The new row with unchanged values taken from the full old one; `None` when one is not at hand.
+fn whole_row<'a>(old: Option<Old<'a>>, new: Tuple<'a>) -> Option<Vec<Value<'a>>> {
+    let full = match old {
+        Some(Old::Full(tuple)) => Some(tuple),
+        _ => None,
+    };
+    let mut before = full.as_ref().map(Tuple::iter);
+    let row = new.iter().map(|value| {
+        let old = before.as_mut().and_then(Iterator::next);
+        match value {
+            Value::Unchanged => old.filter(|old| *old != Value::Unchanged),
+            value => Some(value),
+        }
+    });
+    row.collect()
+}
+
+/// A key's value for people; only plain types are spelled out.
+fn shown(type_oid: u32, value: Value<'_>) -> String {
+    match (KeyType::from_oid(type_oid), value) {
+        (Some(KeyType::Int2 | KeyType::Int4 | KeyType::Int8), Value::Binary(bytes)) if bytes.len() <= 8 => {
+            let negative = bytes.first().is_some_and(|byte| *byte >= 0x80);
+            let mut wide = [if negative { 0xFF } else { 0 }; 8];
+            wide[8 - bytes.len()..].copy_from_slice(bytes);
+            i64::from_be_bytes(wide).to_string()
+        }
+        (Some(KeyType::Text), Value::Binary(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
+        (_, Value::Binary(bytes)) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+        _ => "?".to_owned(),
+    }
+}
+
+fn spool_failed(id: MoveId, error: &std::io::Error) -> Fault {
+    Fault::new(
+        "spool_failed",
+        id.to_string(),
+        format!("its spool could not be written: {error}"),
+        "make room in state_dir, then `carveout move` copies the tenant again",
+    )
+}
+
+fn unknown_relation(relation: u32) -> connectors::postgres::Error {
+    let why = format!("relation {relation} was not described before it was used");
+    connectors::postgres::Error::protocol("route a change", why)
+}
+
+fn unknown_tenant(relation: u32) -> connectors::postgres::Error {
+    let why = format!("a change of relation {relation} does not carry its tenant; its replica identity was changed");
+    connectors::postgres::Error::state("route a change", why)
+}

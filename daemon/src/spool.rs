@@ -1,0 +1,117 @@
+//! A lane's queue on disk: append-only segment files of checksummed frames.
+//!
+//! The pipeline appends changes as they arrive; a Commit frame seals its transaction, and only
+//! sealed transactions are read. An unsealed tail is cut at reconnect and at start. Every segment
+//! can be read by itself: it repeats the relations it uses and says which transaction came last
+//! before it. Files are synced only when an acknowledgement needs it.
+
+mod frame;
+mod reader;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use schemas::Lsn;
+use tokio::sync::watch;
+
+pub use frame::Frame;
+pub use reader::{Place, SpoolReader};
+pub use writer::{SpoolWriter, SyncJob};
+
+/// A segment is closed at the first frame after this many bytes.
+const SEGMENT_BYTES: u64 = 4 << 20;
+/// A segment whose every transaction has been applied is closed after this many bytes, so that an
+/// idle lane keeps little.
+const IDLE_SEGMENT_BYTES: u64 = 256 << 10;
+
+/// Up to where the spool is sealed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Sealed {
+    /// The segment's number.
+    pub segment: u64,
+    /// The offset in it.
+    pub offset: u64,
+    /// End of the last sealed transaction.
+    pub end: Lsn,
+}
+
+/// What the writer and the reader of one spool share.
+#[derive(Debug)]
+pub struct SpoolState {
+    /// Where the sealed part ends; the lane waits for it to change.
+    pub sealed: watch::Sender<Sealed>,
+    /// Bytes ever appended.
+    written: AtomicU64,
+    /// Bytes that the lane needs no more.
+    consumed: AtomicU64,
+    /// End of the last transaction that the lane's target holds.
+    applied: AtomicU64,
+    /// Commit time of the first transaction that the target does not hold.
+    oldest: AtomicI64,
+}
+
+impl SpoolState {
+    fn new(sealed: Sealed, written: u64) -> Self {
+        SpoolState {
+            sealed: watch::Sender::new(sealed),
+            written: AtomicU64::new(written),
+            consumed: AtomicU64::new(0),
+            applied: AtomicU64::new(0),
+            oldest: AtomicI64::new(0),
+        }
+    }
+
+    /// Bytes in the spool that the target does not hold yet.
+    pub fn bytes(&self) -> u64 {
+        self.written.load(Ordering::Relaxed).saturating_sub(self.consumed.load(Ordering::Relaxed))
+    }
+
+    /// End of the last transaction that the target holds; zero when none.
+    pub fn applied(&self) -> Lsn {
+        Lsn(self.applied.load(Ordering::Acquire))
+    }
+
+    /// Whether the target holds every sealed transaction.
+    pub fn caught_up(&self) -> bool {
+        self.applied() >= self.sealed.borrow().end
+    }
+
+    /// Commit time of the oldest transaction not in the target (source's clock, microseconds since
+    /// 2000-01-01); `None` when there is none.
+    pub fn oldest(&self) -> Option<i64> {
+        (!self.caught_up()).then(|| self.oldest.load(Ordering::Relaxed))
+    }
+
+    /// The transaction that is about to be applied, or the first after a time of rest, committed then.
+    pub fn set_oldest(&self, commit_ts: i64) {
+        self.oldest.store(commit_ts, Ordering::Relaxed);
+    }
+
+    /// The lane's target holds everything up to `end`, which ends at `place`.
+    pub fn set_applied(&self, end: Lsn, place: Place) {
+        self.consumed.store(place.consumed, Ordering::Relaxed);
+        self.applied.fetch_max(end.0, Ordering::AcqRel);
+    }
+}
+
+/// The file of a segment.
+fn segment_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:016}.seg"))
+}
+
+/// The numbers of the segments in a folder, in order.
+fn segments(dir: &Path) -> std::io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let number =
+            name.to_str().and_then(|name| name.strip_suffix(".seg")).and_then(|digits| digits.parse::<u64>().ok());
+        numbers.extend(number);
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+#[cfg(test)]
+mod tests;

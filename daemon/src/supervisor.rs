@@ -1,0 +1,243 @@
+//! Owns the daemon's tasks: one pipeline, a driver per move. Everything that the http server and
+//! the command line can ask for is a method here.
+
+mod commands;
+mod report;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use connectors::postgres::{catalog, client, policy};
+use schemas::config::Config;
+use schemas::phase::Event;
+use schemas::record::{Fault, MoveRecord};
+use schemas::{Lsn, MoveId};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tracing::Instrument;
+
+use crate::moves::{self, Context, Moving, SpoolLink, drive};
+use crate::pipeline;
+use crate::router::{Broken, Budget, LaneEnd, Router};
+use crate::spool::SpoolWriter;
+use crate::store::{Store, StoreError};
+use crate::throttle::Throttle;
+
+/// Why the daemon does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Startup {
+    /// Another daemon uses the state directory.
+    #[error("{0}")]
+    Locked(String),
+    /// The source cannot be reached.
+    #[error("{0}")]
+    Unreachable(String),
+    /// What was found is not what it is safe to go on from.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Why a command is not carried out.
+#[derive(Debug)]
+pub struct Refusal {
+    /// What kind of no it is.
+    pub kind: RefusalKind,
+    /// Object, cause and next step.
+    pub fault: Fault,
+}
+
+/// Kinds of [`Refusal`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// There is no such move.
+    NotFound,
+    /// The answer is no.
+    Conflict,
+    /// The request makes no sense.
+    Invalid,
+    /// A database cannot be reached.
+    Unavailable,
+}
+
+/// The running daemon.
+pub struct Supervisor {
+    context: Arc<Context>,
+    moves: Mutex<BTreeMap<MoveId, Entry>>,
+    /// One command that changes moves at a time.
+    commands: tokio::sync::Mutex<()>,
+    stop: watch::Sender<bool>,
+    pipeline: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    moving: Arc<Moving>,
+    driver: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+impl Supervisor {
+    /// Opens the state, compares it with the source, starts pipeline and moves in the background.
+    pub async fn start(config: Config) -> anyhow::Result<Arc<Supervisor>> {
+        let store = Store::open(&config.state_dir).map_err(|error| match &error {
+            StoreError::Locked(_) => Startup::Locked(error.to_string()),
+            _ => Startup::Refused(error.to_string()),
+        })?;
+        let beginning = pipeline::begin(&config, &store).await.map_err(startup)?;
+        let must_hold = store.ack()?.map(|record| record.held).unwrap_or_default();
+        let records = store.moves()?;
+        let (router, links) = open_lanes(&config, &records).await?;
+        let (stop, stopped) = watch::channel(false);
+        let (broken_in, broken) = mpsc::channel(16);
+        let (base, server_version) = (beginning.base.clone(), beginning.server_version);
+        let (pipeline, task) = pipeline::spawn(config.clone(), beginning, router, store.clone(), broken_in, stopped);
+        let limits = &config.limits;
+        let context = Context {
+            target_connections: Arc::new(Semaphore::new(limits.target_connections as usize)),
+            copying: Semaphore::new(limits.copy_parallel as usize),
+            copy_tables: Semaphore::new(limits.copy_parallel as usize),
+            throttle: Throttle::new(limits.copy_rows_per_second.into()),
+            config,
+            store,
+            pipeline,
+            base,
+            server_version,
+            must_hold,
+        };
+        let supervisor = Arc::new(Supervisor {
+            context: Arc::new(context),
+            moves: Mutex::new(BTreeMap::new()),
+            commands: tokio::sync::Mutex::new(()),
+            stop,
+            pipeline: Mutex::new(Some(task)),
+        });
+        supervisor.resume(records, links);
+        tokio::spawn(Arc::clone(&supervisor).take_broken(broken));
+        if supervisor.context.config.auto_start {
+            tokio::spawn(Arc::clone(&supervisor).start_declared());
+        }
+        Ok(supervisor)
+    }
+
+    /// Starts the drivers of the moves that were under way.
+    fn resume(&self, records: Vec<MoveRecord>, mut links: BTreeMap<MoveId, SpoolLink>) {
+        for record in records {
+            let (id, standing) = (record.id, record.fault.is_some());
+            let moving = Arc::new(Moving::new(record));
+            moving.set_spool(links.remove(&id));
+            let entry = Entry { moving, driver: Arc::new(Mutex::new(None)) };
+            self.lock().insert(id, entry.clone());
+            // A move that stands waits for a person; its lane spools meanwhile.
+            if !standing {
+                self.spawn_driver(&entry);
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<MoveId, Entry>> {
+        self.moves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spawn_driver(&self, entry: &Entry) {
+        let record = entry.moving.record();
+        let span = tracing::info_span!("move", id = %record.id, tenant = %record.tenant);
+        entry.moving.stop.send_replace(false);
+        let task = tokio::spawn(drive(Arc::clone(&self.context), Arc::clone(&entry.moving)).instrument(span));
+        *entry.driver.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+    }
+
+    /// Ends a move's driver and waits for it; what it had in hand is committed first.
+    async fn stop_driver(entry: &Entry) {
+        entry.moving.stop.send_replace(true);
+        let task = entry.driver.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "a move's driver failed");
+        }
+    }
+
+    /// Lanes that the pipeline took out: their rows must be copied again.
+    async fn take_broken(self: Arc<Self>, mut broken: mpsc::Receiver<Broken>) {
+        while let Some(Broken { lane, fault }) = broken.recv().await {
+            let Some(entry) = self.lock().get(&lane.id).cloned() else { continue };
+            Self::stop_driver(&entry).await;
+            let stored = entry.moving.update(&self.context.store, |record| {
+                record.fault = Some(fault);
+                if let Ok(phase) = record.phase.after(Event::Broken) {
+                    record.phase = phase;
+                }
+            });
+            if let Err(error) = stored {
+                tracing::error!(%error, "a broken lane could not be recorded; its spool is kept");
+                continue;
+            }
+            entry.moving.set_spool(None);
+            if let Err(error) = lane.spool.remove() {
+                tracing::warn!(%error, "a spool could not be removed");
+            }
+        }
+    }
+
+    /// Moves declared in `tenant_overrides`.
+    async fn start_declared(self: Arc<Self>) {
+        let declared: Vec<(String, schemas::config::Isolation)> =
+            self.context.config.overrides().map(|(tenant, isolation, _)| (tenant.to_owned(), isolation)).collect();
+        for (tenant, isolation) in declared {
+            if isolation == schemas::config::Isolation::Shared {
+                continue;
+            }
+            if let Err(refusal) = self.start_move(&tenant, Some(isolation)).await {
+                tracing::error!(tenant, cause = refusal.fault.message, "a declared move was not started");
+            }
+        }
+    }
+
+    /// Stops reading, finishes and commits what is in hand, writes the last record.
+    pub async fn stop(&self) {
+        let entries: Vec<Entry> = self.lock().values().cloned().collect();
+        let mut drivers = JoinSet::new();
+        for entry in entries {
+            drivers.spawn(async move { Self::stop_driver(&entry).await });
+        }
+        while drivers.join_next().await.is_some() {}
+        self.stop.send_replace(true);
+        let pipeline = self.pipeline.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = pipeline
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the pipeline failed");
+        }
+    }
+}
+
+/// Opens the spools of the moves that had a lane, before anything is read.
+async fn open_lanes(config: &Config, records: &[MoveRecord]) -> anyhow::Result<(Router, BTreeMap<MoveId, SpoolLink>)> {
+    let source = client::connect(&config.source.url, "start").await.map_err(|error| startup(error.into()))?;
+    let keyed = policy::resolve(catalog::tables(&source).await?, &config.tenancy).keyed;
+    let routes: BTreeMap<_, _> = moves::routes(&keyed).into_iter().collect();
+    let budget = Budget { per_tenant: config.limits.spool_per_tenant.0, total: config.limits.spool_total.0 };
+    let mut router = Router::new(routes, budget);
+    let mut links = BTreeMap::new();
+    for record in records.iter().filter(|record| record.phase.has_lane()) {
+        let dir = config.state_dir.join("spool").join(record.id.to_string());
+        let (spool, prev_end) = SpoolWriter::open(&dir)?;
+        links.insert(record.id, SpoolLink { state: Arc::clone(spool.state()), prev_end });
+        let lane = LaneEnd::new(record.id, record.tenant.clone(), record.tables.clone(), spool);
+        router.open(lane, []);
+    }
+    Ok((router, links))
+}
+
+/// Sorts an error at start by what a person or a script does about it.
+fn startup(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref::<connectors::postgres::Error>() {
+        Some(cause) if cause.is_transient() => Startup::Unreachable(error.to_string()).into(),
+        Some(_) => Startup::Refused(error.to_string()).into(),
+        None => error,
+    }
+}
+
+/// The end of the slot's lag: log between two positions.
+fn behind(end: Lsn, position: Lsn) -> u64 {
+    end.bytes_since(position)
+}

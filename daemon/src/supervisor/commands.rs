@@ -1,0 +1,265 @@
+//! Commands that change moves: start or resume, verify, cancel.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
+use connectors::postgres::policy::{self, Keyed};
+use connectors::postgres::{self, catalog, client, prepare};
+use schemas::config::Isolation;
+use schemas::phase::Event;
+use schemas::record::{Fault, MoveRecord};
+use schemas::status::{TenantStatus, VerifyReport};
+use schemas::tenant::KeyType;
+use schemas::{Phase, TenantId};
+
+use super::{Entry, Refusal, RefusalKind, Supervisor};
+use crate::moves::verify::verify;
+use crate::moves::{Moving, StepError};
+use crate::store::StoreError;
+
+impl Supervisor {
+    /// Starts a move, or resumes it where it stopped. Asking twice changes nothing.
+    pub async fn start_move(self: &Arc<Self>, tenant: &str, to: Option<Isolation>) -> Result<TenantStatus, Refusal> {
+        let _one = self.commands.lock().await;
+        let (tables, tenant) = self.plan_tables(tenant).await?;
+        let active = self.find(&tenant.0).filter(|entry| entry.moving.record().phase != Phase::Cancelled);
+        match active {
+            Some(entry) => self.resume_move(&entry, to).await?,
+            None => self.new_move(&tenant, to, &tables).await?,
+        }
+        self.tenant(&tenant.0).ok_or_else(|| not_found(&tenant.0))
+    }
+
+    async fn resume_move(&self, entry: &Entry, to: Option<Isolation>) -> Result<(), Refusal> {
+        let record = entry.moving.record();
+        if to.is_some_and(|to| to != record.to) {
+            return Err(no(
+                "exists",
+                &record.id.to_string(),
+                "the tenant is on its way to another kind of target",
+                "`carveout cancel` it first",
+            ));
+        }
+        if record.phase == Phase::Cancelling {
+            return Err(no(
+                "cancelling",
+                &record.id.to_string(),
+                "the move is being cancelled",
+                "wait until it is cancelled, then move again",
+            ));
+        }
+        if record.fault.is_none() && record.phase != Phase::NeedsCopy {
+            return Ok(());
+        }
+        // An order to stop stays in the spool: going on would pass over a change.
+        let truncated =
+            record.fault.as_ref().filter(|fault| matches!(fault.code.as_str(), "truncate" | "toast" | "null_tenant"));
+        if let Some(fault) = truncated {
+            return Err(no(&fault.code, &fault.object, &fault.message, &fault.next));
+        }
+        Self::stop_driver(entry).await;
+        entry.moving.update(&self.context.store, |record| {
+            record.fault = None;
+            if let Ok(phase) = record.phase.after(Event::CopyAgain) {
+                (record.phase, record.copy_again) = (phase, true);
+            }
+        })?;
+        self.spawn_driver(entry);
+        Ok(())
+    }
+
+    async fn new_move(&self, tenant: &TenantId, to: Option<Isolation>, tables: &[Keyed]) -> Result<(), Refusal> {
+        let declared =
+            || self.context.config.overrides().find(|(name, ..)| *name == tenant.0).map(|(_, isolation, _)| isolation);
+        let to = to.or_else(declared).filter(|to| *to != Isolation::Shared);
+        let Some(to) = to else {
+            return Err(Refusal {
+                kind: RefusalKind::Invalid,
+                ..no("target", &tenant.0, "it is not said where the tenant goes", "add --to schema or --to database")
+            });
+        };
+        let own_url = self.context.config.overrides().any(|(name, _, own_url)| name == tenant.0 && own_url);
+        if own_url {
+            return Err(no(
+                "target",
+                &tenant.0,
+                "a server of its own (database_url) is not in this version",
+                "use tenant_database_pattern",
+            ));
+        }
+        let target =
+            self.context.config.target(&tenant.0, to).map_err(|error| {
+                no("target", &tenant.0, &error.to_string(), "correct tenant_strategy.database_config")
+            })?;
+        let taken = self.lock().values().map(|entry| entry.moving.record()).find(|record| {
+            record.phase != Phase::Cancelled && record.database == target.database && record.schema == target.schema
+        });
+        if let Some(other) = taken {
+            let message = format!("tenant \"{}\" ({}) goes to the same place", other.tenant, other.id);
+            return Err(no("target", &tenant.0, &message, "choose a name pattern that tells the tenants apart"));
+        }
+        if to == Isolation::Schema {
+            one_name_each(tables)?;
+        }
+        let record = MoveRecord {
+            id: self.context.store.next_move()?,
+            tenant: tenant.clone(),
+            to,
+            database: target.database,
+            schema: target.schema,
+            phase: Phase::Planned,
+            fault: None,
+            tables: policy::names(tables),
+            made_database: false,
+            copy_again: false,
+            rows_total: 0,
+            rows_copied: 0,
+            verified_at: None,
+        };
+        self.context.store.put_move(&record)?;
+        let entry = Entry { moving: Arc::new(Moving::new(record.clone())), driver: Arc::new(Mutex::new(None)) };
+        self.lock().insert(record.id, entry.clone());
+        self.spawn_driver(&entry);
+        Ok(())
+    }
+
+    /// The tables that would move, and the tenant as PostgreSQL prints its key.
+    async fn plan_tables(&self, tenant: &str) -> Result<(Vec<Keyed>, TenantId), Refusal> {
+        let config = &self.context.config;
+        let source = client::connect(&config.source.url, "plan").await?;
+        let policies = policy::resolve(catalog::tables(&source).await?, &config.tenancy);
+        let wanted = prepare::wanted(&source, config, &policies.keyed).await?;
+        let blocking = policies
+            .findings
+            .into_iter()
+            .chain(wanted)
+            .find(|finding| finding.severity == schemas::status::Severity::Error);
+        if let Some(finding) = blocking {
+            let next = format!("`carveout check` lists everything; {}", finding.remedy);
+            return Err(no("check", &finding.object, &finding.cause, &next));
+        }
+        let tenant = canonical(&policies.keyed, tenant)?;
+        for keyed in &policies.keyed {
+            if keyed.has_null_tenant(&source).await? {
+                let next =
+                    format!("give them one, or set tenancy.tables.{}.null_tenant: not_moving", keyed.table.name.name);
+                return Err(no("null_tenant", &keyed.table.name.to_string(), "it has rows without a tenant", &next));
+            }
+        }
+        Ok((policies.keyed, tenant))
+    }
+
+    /// Compares both sides at one position.
+    pub async fn verify(self: &Arc<Self>, tenant: &str) -> Result<VerifyReport, Refusal> {
+        let entry = self.find(tenant).ok_or_else(|| not_found(tenant))?;
+        // In a task of its own: the lane is let go even when nobody waits for the answer any more.
+        let context = Arc::clone(&self.context);
+        let report = tokio::spawn(async move { verify(&context, &entry.moving).await }).await;
+        report.map_err(|error| no("verify", tenant, &error.to_string(), "see the daemon's log"))?.map_err(Refusal::from)
+    }
+
+    /// Forgets the move and drops what it created.
+    pub async fn cancel(self: &Arc<Self>, tenant: &str) -> Result<TenantStatus, Refusal> {
+        let _one = self.commands.lock().await;
+        let entry = self.find(tenant).ok_or_else(|| not_found(tenant))?;
+        if entry.moving.record().phase == Phase::Cancelled {
+            return self.tenant(tenant).ok_or_else(|| not_found(tenant));
+        }
+        Self::stop_driver(&entry).await;
+        entry.moving.update(&self.context.store, |record| {
+            record.fault = None;
+            if let Ok(phase) = record.phase.after(Event::Cancel) {
+                record.phase = phase;
+            }
+        })?;
+        self.spawn_driver(&entry);
+        let driver = entry.driver.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(driver) = driver
+            && let Err(error) = driver.await
+        {
+            tracing::error!(%error, "a move's driver failed");
+        }
+        if let Some(fault) = entry.moving.record().fault {
+            return Err(Refusal { kind: RefusalKind::Conflict, fault });
+        }
+        self.tenant(tenant).ok_or_else(|| not_found(tenant))
+    }
+}
+
+/// Every table's key type must know the tenant by the same text.
+fn canonical(keyed: &[Keyed], tenant: &str) -> Result<TenantId, Refusal> {
+    let mut found: Option<TenantId> = None;
+    for (table, kind) in keyed.iter().map(|keyed| (&keyed.table.name, keyed.key_type)) {
+        let here = KeyType::canonical(kind, tenant).map_err(|error| Refusal {
+            kind: RefusalKind::Invalid,
+            ..no("tenant", &table.to_string(), &error.to_string(), "name the tenant by its key's value")
+        })?;
+        match &found {
+            Some(other) if *other != here => {
+                return Err(no(
+                    "tenant",
+                    &table.to_string(),
+                    "its key has another type than other tables' keys",
+                    "exclude the table, or give it the same key type",
+                ));
+            }
+            _ => found = Some(here),
+        }
+    }
+    found.ok_or_else(|| no("check", "tenancy.key", "no table can be moved", "`carveout check` says why"))
+}
+
+/// In one schema two tables cannot have the same name.
+fn one_name_each(tables: &[Keyed]) -> Result<(), Refusal> {
+    let mut names = HashSet::new();
+    match tables.iter().find(|keyed| !names.insert(&keyed.table.name.name)) {
+        None => Ok(()),
+        Some(twice) => Err(no(
+            "target",
+            &twice.table.name.to_string(),
+            "another schema has a table of that name; a tenant's schema can hold only one",
+            "move to a database, or exclude one of them",
+        )),
+    }
+}
+
+fn no(code: &str, object: &str, message: &str, next: &str) -> Refusal {
+    Refusal { kind: RefusalKind::Conflict, fault: Fault::new(code, object, message, next) }
+}
+
+fn not_found(tenant: &str) -> Refusal {
+    let fault = Fault::new(
+        "not_found",
+        tenant,
+        "there is no move of this tenant",
+        "`carveout status` lists the moves; `carveout move` starts one",
+    );
+    Refusal { kind: RefusalKind::NotFound, fault }
+}
+
+impl From<postgres::Error> for Refusal {
+    fn from(error: postgres::Error) -> Self {
+        let kind = if error.is_transient() { RefusalKind::Unavailable } else { RefusalKind::Conflict };
+        Refusal {
+            kind,
+            fault: Fault::new("database", "source or target", error.to_string(), "mend the cause and try again"),
+        }
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        no("state", "state_dir", &error.to_string(), "make the state directory writable and try again")
+    }
+}
+
+impl From<StepError> for Refusal {
+    fn from(error: StepError) -> Self {
+        match error {
+            StepError::Postgres(error) => error.into(),
+            StepError::Store(error) => error.into(),
+            StepError::Fault(fault) | StepError::Broken(fault) => Refusal { kind: RefusalKind::Conflict, fault },
+            StepError::Stopped => no("stopping", "daemon", "the daemon stops", "start it again"),
+        }
+    }
+}

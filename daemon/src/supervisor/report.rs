@@ -1,0 +1,97 @@
+//! What the daemon shows of itself.
+
+use std::sync::atomic::Ordering;
+
+use schemas::config::Isolation;
+use schemas::status::{SourceStatus, Status, TenantStatus};
+use schemas::{Lsn, Phase};
+
+use super::{Entry, Supervisor, behind};
+use crate::clock;
+use crate::moves::Moving;
+use crate::pipeline::Progress;
+
+impl Supervisor {
+    /// `GET /v1/status`.
+    pub fn status(&self) -> Status {
+        let progress = self.context.pipeline.progress.borrow().clone();
+        let source = SourceStatus {
+            state: progress.state.to_owned(),
+            slot: self.context.config.source.slot.clone(),
+            server_version: Some(self.context.server_version),
+            wal_lsn: progress.wal_end,
+            received_lsn: progress.received,
+            acknowledged_lsn: progress.acknowledged,
+            lag_bytes: behind(progress.wal_end, progress.received),
+            retained_bytes: progress.retained_bytes,
+            fault: progress.fault.clone(),
+        };
+        let entries: Vec<Entry> = self.lock().values().cloned().collect();
+        let shown = entries.iter().filter(|entry| entry.moving.record().phase != Phase::Cancelled);
+        let tenants = shown.map(|entry| tenant_status(&entry.moving, &progress)).collect();
+        Status { version: env!("CARGO_PKG_VERSION").to_owned(), source, tenants }
+    }
+
+    /// One tenant's move; a cancelled one only when there is no other.
+    pub fn tenant(&self, tenant: &str) -> Option<TenantStatus> {
+        let progress = self.context.pipeline.progress.borrow().clone();
+        self.find(tenant).map(|entry| tenant_status(&entry.moving, &progress))
+    }
+
+    /// Whether the daemon can work; if not, why.
+    pub fn ready(&self) -> Result<(), String> {
+        let progress = self.context.pipeline.progress.borrow();
+        match (&progress.fault, progress.state) {
+            (Some(fault), _) => Err(fault.message.clone()),
+            (None, "streaming") => Ok(()),
+            (None, state) => Err(format!("the source is not streaming (state: {state})")),
+        }
+    }
+
+    /// The newest move of the tenant, those that are not cancelled first.
+    pub(super) fn find(&self, tenant: &str) -> Option<Entry> {
+        let moves = self.lock();
+        let of_tenant = || moves.values().rev().filter(|entry| entry.moving.record().tenant.0 == tenant);
+        of_tenant()
+            .find(|entry| entry.moving.record().phase != Phase::Cancelled)
+            .or_else(|| of_tenant().next())
+            .cloned()
+    }
+}
+
+fn tenant_status(moving: &Moving, progress: &Progress) -> TenantStatus {
+    let record = moving.record();
+    let spool = moving.spool().map(|link| link.state);
+    let following = record.phase == Phase::Following;
+    // A lane that has nothing to apply moves on with the stream.
+    let applied_lsn = match &spool {
+        Some(spool) if following && spool.caught_up() => progress.received,
+        Some(spool) => spool.applied(),
+        None => Lsn::ZERO,
+    };
+    let now = clock::unix_micros() + progress.server_clock_offset;
+    let lag = spool.as_ref().map(|spool| spool.oldest().map_or(0.0, |oldest| (now - oldest).max(0) as f64 / 1e6));
+    let lag_seconds = lag.filter(|_| following);
+    let mut blocked_by = vec!["cutover is not in this version".to_owned()];
+    blocked_by.extend(record.fault.as_ref().map(|fault| fault.message.clone()));
+    TenantStatus {
+        target: record.schema.clone().unwrap_or_else(|| record.database.clone()),
+        phase: record.phase.shown(lag_seconds, moving.verifying.load(Ordering::Relaxed)).to_owned(),
+        isolation: "shared".to_owned(),
+        to: if record.to == Isolation::Database { "database" } else { "schema" }.to_owned(),
+        rows_copied: moving.rows_copied.load(Ordering::Relaxed),
+        rows_total: record.rows_total,
+        received_lsn: progress.received,
+        lag_bytes: if record.phase.has_lane() { behind(progress.wal_end, applied_lsn) } else { 0 },
+        spool_bytes: spool.map_or(0, |spool| spool.bytes()),
+        applied_lsn,
+        lag_seconds,
+        can_cutover: false,
+        blocked_by,
+        fault: record.fault,
+        verified_at_lsn: record.verified_at,
+        route_epoch: None,
+        tenant: record.tenant,
+        r#move: record.id,
+    }
+}

@@ -1,0 +1,139 @@
+//! The stored phases of a move, and the one `match` that says which may follow which.
+
+use serde::{Deserialize, Serialize};
+
+/// How far a move has come. Every phase here is stored before the first side effect of its step;
+/// what is merely shown (`streaming`, `verifying`) is derived, see [`Phase::shown`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// The command has been taken; nothing exists yet. Set by `move`.
+    Planned,
+    /// The target's schema or database and its tables are being made.
+    Provisioning,
+    /// The lane is open and spools; the tenant's rows are being copied.
+    Copying,
+    /// The lane applies what the stream brings.
+    Following,
+    /// The lane has lost its continuity (spool budget, a damaged spool, an old target): the rows
+    /// must be copied again, by `move`. Set by pipeline, lane or the comparison at start.
+    NeedsCopy,
+    /// What Carveout created is being dropped. Set by `cancel`.
+    Cancelling,
+    /// The move is forgotten; the end.
+    Cancelled,
+}
+
+/// What happened to a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The driver begins to make the target.
+    Provision,
+    /// The target's tables exist and the lane is about to be opened.
+    Provisioned,
+    /// Every table is copied, indexed, and the stream has passed the copy's position.
+    Copied,
+    /// The lane cannot go on from what it holds.
+    Broken,
+    /// Somebody asked for the move again after [`Phase::NeedsCopy`].
+    CopyAgain,
+    /// Somebody cancelled the move.
+    Cancel,
+    /// Everything that was created is gone.
+    Dropped,
+}
+
+/// The event is not possible in that phase.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a move that is {} cannot take the step {event:?}", from.shown(None, false))]
+pub struct Refused {
+    from: Phase,
+    event: Event,
+}
+
+impl Phase {
+    /// The phase after `event`. A step that is run twice ends in the same phase.
+    pub fn after(self, event: Event) -> Result<Phase, Refused> {
+        use Event as E;
+        use Phase as P;
+        Ok(match (self, event) {
+            (P::Planned | P::Provisioning, E::Provision) => P::Provisioning,
+            (P::Provisioning | P::Copying, E::Provisioned) => P::Copying,
+            (P::Copying | P::Following, E::Copied) => P::Following,
+            (P::Copying | P::Following | P::NeedsCopy, E::Broken) => P::NeedsCopy,
+            (P::NeedsCopy, E::CopyAgain) => P::Provisioning,
+            (P::Cancelled, E::Cancel) => return Err(Refused { from: self, event }),
+            (_, E::Cancel) => P::Cancelling,
+            (P::Cancelling | P::Cancelled, E::Dropped) => P::Cancelled,
+            (from, event) => return Err(Refused { from, event }),
+        })
+    }
+
+    /// Whether the pipeline writes the tenant's changes to a lane in this phase.
+    pub fn has_lane(self) -> bool {
+        matches!(self, Phase::Copying | Phase::Following)
+    }
+
+    /// The word shown to people. `lag_seconds` is the lane's, where it is known.
+    pub fn shown(self, lag_seconds: Option<f64>, verifying: bool) -> &'static str {
+        match self {
+            Phase::Planned => "planned",
+            Phase::Provisioning => "provisioning",
+            Phase::Copying => "copying",
+            Phase::Following if verifying => "verifying",
+            Phase::Following if lag_seconds.is_some_and(|lag| lag < 1.0) => "streaming",
+            Phase::Following => "catching_up",
+            Phase::NeedsCopy => "needs_copy",
+            Phase::Cancelling => "cancelling",
+            Phase::Cancelled => "cancelled",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PHASES: [Phase; 7] = [
+        Phase::Planned,
+        Phase::Provisioning,
+        Phase::Copying,
+        Phase::Following,
+        Phase::NeedsCopy,
+        Phase::Cancelling,
+        Phase::Cancelled,
+    ];
+    const EVENTS: [Event; 7] = [
+        Event::Provision,
+        Event::Provisioned,
+        Event::Copied,
+        Event::Broken,
+        Event::CopyAgain,
+        Event::Cancel,
+        Event::Dropped,
+    ];
+
+    #[test]
+    fn every_step_can_be_run_twice() {
+        for phase in PHASES {
+            for event in EVENTS {
+                let Ok(once) = phase.after(event) else { continue };
+                if event != Event::Cancel && event != Event::CopyAgain {
+                    assert_eq!(once.after(event), Ok(once), "{phase:?} {event:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_broken_lane_is_only_left_by_copying_again_or_cancelling() {
+        let ways: Vec<Event> = EVENTS.into_iter().filter(|e| Phase::NeedsCopy.after(*e).is_ok()).collect();
+        assert_eq!(ways, [Event::Broken, Event::CopyAgain, Event::Cancel]);
+    }
+
+    #[test]
+    fn nothing_leaves_the_end() {
+        for event in EVENTS {
+            assert!(matches!(Phase::Cancelled.after(event), Err(_) | Ok(Phase::Cancelled)));
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Records that outlive the daemon: a version byte, a crc32 and bincode inside.
+//!
+//! A record is a cursor and a cache, never the only truth: positions are compared with the targets
+//! and the slot at every start.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Isolation;
+use crate::{Lsn, MoveId, Phase, TableName, TenantId};
+
+/// The layout of the records below; raised when one of them changes.
+const VERSION: u8 = 1;
+
+/// The bytes are not a record of this version.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum BadRecord {
+    /// Written by another version of Carveout.
+    #[error("the record has version {0}, this program reads version {VERSION}")]
+    Version(u8),
+    /// The checksum does not match: the disk or a person changed it.
+    #[error("the record is damaged (checksum does not match)")]
+    Damaged,
+}
+
+/// Frames a record for storage.
+pub fn encode<T: Serialize>(record: &T) -> Result<Vec<u8>, BadRecord> {
+    let body = bincode::serialize(record).map_err(|_| BadRecord::Damaged)?;
+    let mut bytes = Vec::with_capacity(body.len() + 5);
+    bytes.push(VERSION);
+    bytes.extend_from_slice(&crc32fast::hash(&body).to_be_bytes());
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
+}
+
+/// Reads a framed record back, or says why it cannot be trusted.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BadRecord> {
+    let (version, rest) = bytes.split_first().ok_or(BadRecord::Damaged)?;
+    if *version != VERSION {
+        return Err(BadRecord::Version(*version));
+    }
+    let (crc, body) = rest.split_at_checked(4).ok_or(BadRecord::Damaged)?;
+    if crc != crc32fast::hash(body).to_be_bytes() {
+        return Err(BadRecord::Damaged);
+    }
+    bincode::deserialize(body).map_err(|_| BadRecord::Damaged)
+}
+
+/// What is made durable before an acknowledgement passes to the slot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AckRecord {
+    /// `IDENTIFY_SYSTEM`'s system identifier of the source.
+    pub system_id: String,
+    /// The source's timeline.
+    pub timeline: u32,
+    /// The slot's name.
+    pub slot: String,
+    /// `pg_publication.oid`: a publication made anew has another one, and rows in between are lost.
+    pub publication_oid: u32,
+    /// Everything up to here is held by every lane, in its sink or in its synced spool.
+    pub position: Lsn,
+    /// Top-level transactions delivered up to `position` that no polled snapshot showed yet.
+    pub unseen: Vec<u32>,
+    /// On a fresh slot: a snapshot counts for a copy only once its xmin has reached this.
+    pub fresh_xid: Option<u64>,
+    /// For lanes that were not caught up in their target: the end of the last transaction that
+    /// target or synced spool holds.
+    pub held: Vec<(MoveId, Lsn)>,
+}
+
+/// A move as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveRecord {
+    /// Its number.
+    pub id: MoveId,
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Where the tenant goes.
+    pub to: Isolation,
+    /// The database of the target.
+    pub database: String,
+    /// The schema of the target; `None` where a database of its own keeps the source's schemas.
+    pub schema: Option<String>,
+    /// How far it has come.
+    pub phase: Phase,
+    /// What stopped it, when something did.
+    pub fault: Option<Fault>,
+    /// The tables that move, fixed when the move was planned.
+    pub tables: Vec<TableName>,
+    /// The database did not exist when the move came to create it: `cancel` may drop it.
+    pub made_database: bool,
+    /// The rows of the copy must be emptied first (a copy after [`Phase::NeedsCopy`]).
+    pub copy_again: bool,
+    /// Estimated rows of the tenant when the copy began; the exact number when it was done.
+    pub rows_total: u64,
+    /// Rows copied, when the copy was done.
+    pub rows_copied: u64,
+    /// The position of the last clean `verify`.
+    pub verified_at: Option<Lsn>,
+}
+
+/// Why a lane or a move stands still, and what a person can do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// A stable word for programs (`truncate`, `constraint`, `spool_full`, …).
+    pub code: String,
+    /// The object it is about: a table, a move, a file.
+    pub object: String,
+    /// The cause, without row values.
+    pub message: String,
+    /// The next command or change.
+    pub next: String,
+}
+
+impl Fault {
+    /// A fault from its four parts.
+    pub fn new(code: &str, object: impl Into<String>, message: impl Into<String>, next: impl Into<String>) -> Self {
+        Fault { code: code.to_owned(), object: object.into(), message: message.into(), next: next.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sample() -> AckRecord {
+        AckRecord {
+            system_id: "7".into(),
+            timeline: 1,
+            slot: "carveout".into(),
+            publication_oid: 16384,
+            position: Lsn(99),
+            unseen: vec![1, 2],
+            fresh_xid: Some(3),
+            held: vec![(MoveId(1), Lsn(98))],
+        }
+    }
+
+    #[test]
+    fn any_flipped_bit_is_noticed() {
+        let good = encode(&sample()).unwrap();
+        assert_eq!(decode::<AckRecord>(&good), Ok(sample()));
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode::<AckRecord>(&bad).is_err(), "bit {bit}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_bytes_never_panic(bytes: Vec<u8>) {
+            let _ = decode::<MoveRecord>(&bytes);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The JSON that `/v1/status` and the commands answer with. Field names are held by other people's
+//! scripts: adding is free, changing is not.
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::Fault;
+use crate::{Lsn, MoveId, TenantId};
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// The source and its slot.
+    pub source: SourceStatus,
+    /// One entry per move that has not been cancelled.
+    pub tenants: Vec<TenantStatus>,
+}
+
+/// The source, the slot, and how far the pipeline has come.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// `connecting`, `streaming` or `stopped` (a person must look; see `fault`).
+    pub state: String,
+    /// The slot's name.
+    pub slot: String,
+    /// As `server_version_num`; null until connected once.
+    pub server_version: Option<u32>,
+    /// The end of the source's log as last heard.
+    pub wal_lsn: Lsn,
+    /// Everything up to here has been received.
+    pub received_lsn: Lsn,
+    /// What the slot has been told: everything up to here is durable with every lane.
+    pub acknowledged_lsn: Lsn,
+    /// Bytes of log between the source's end and what has been received.
+    pub lag_bytes: u64,
+    /// Bytes of log that the slot keeps on the source; null when not known.
+    pub retained_bytes: Option<u64>,
+    /// What stopped the pipeline, when something did.
+    pub fault: Option<Fault>,
+}
+
+/// One move.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TenantStatus {
+    /// The tenant's key as text.
+    pub tenant: TenantId,
+    /// The move's id (`m7`).
+    pub r#move: MoveId,
+    /// Where the tenant lives now (`shared` until a cutover).
+    pub isolation: String,
+    /// Where it goes: `schema` or `database`.
+    pub to: String,
+    /// The schema's or database's name.
+    pub target: String,
+    /// See INTERFACE: `planned`, `copying`, `streaming`, …
+    pub phase: String,
+    /// Rows copied so far.
+    pub rows_copied: u64,
+    /// The planner's estimate while copying, then the exact number.
+    pub rows_total: u64,
+    /// The pipeline's position.
+    pub received_lsn: Lsn,
+    /// Everything of the tenant up to here is in the target.
+    pub applied_lsn: Lsn,
+    /// Log between the source's end and `applied_lsn`.
+    pub lag_bytes: u64,
+    /// Age of the oldest committed change that is not in the target; null before the copy is done.
+    pub lag_seconds: Option<f64>,
+    /// Bytes in the lane's spool.
+    pub spool_bytes: u64,
+    /// Whether `cutover` would begin.
+    pub can_cutover: bool,
+    /// Why not.
+    pub blocked_by: Vec<String>,
+    /// What stopped the move, when something did.
+    pub fault: Option<Fault>,
+    /// The position of the last clean `verify`.
+    pub verified_at_lsn: Option<Lsn>,
+    /// Raised by each flip; null until there has been a cutover.
+    pub route_epoch: Option<u64>,
+}
+
+/// The result of `verify`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Both sides were read as of this position.
+    pub lsn: Lsn,
+    /// Whether every table is equal.
+    pub equal: bool,
+    /// One entry per table.
+    pub tables: Vec<TableReport>,
+}
+
+/// One table of a [`VerifyReport`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TableReport {
+    /// `schema.table` on the source.
+    pub table: String,
+    /// Rows of the tenant on the source.
+    pub source_rows: u64,
+    /// Rows in the target.
+    pub target_rows: u64,
+    /// Sum of the rows' 128-bit hashes on the source, as two numbers.
+    pub source_digest: String,
+    /// The same of the target.
+    pub target_digest: String,
+    /// How many rows differ, counted as far as they were looked for.
+    pub differences: u64,
+    /// The first differing rows, by key.
+    pub examples: Vec<Difference>,
+}
+
+/// A row that is not the same on both sides.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Difference {
+    /// The row's key, as text; of tables without a key the row's hash.
+    pub key: String,
+    /// `missing` in the target, `extra` there, or `different`.
+    pub kind: String,
+}
+
+/// How bad a [`Finding`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Nothing can be moved before this is mended.
+    Error,
+    /// It works, and somebody should know.
+    Warning,
+    /// Worth knowing.
+    Note,
+}
+
+/// Something `check` found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// The setting, table or object.
+    pub object: String,
+    /// What is wrong with it.
+    pub cause: String,
+    /// The SQL or setting that mends it.
+    pub remedy: String,
+    /// Whether `prepare --apply` mends it.
+    pub prepared: bool,
+}
+
+impl Finding {
+    /// A finding that a person has to mend.
+    pub fn new(
+        severity: Severity,
+        object: impl Into<String>,
+        cause: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Finding { severity, object: object.into(), cause: cause.into(), remedy: remedy.into(), prepared: false }
+    }
+
+    /// A finding that `prepare --apply` mends with the SQL in `remedy`.
+    pub fn prepared(object: impl Into<String>, cause: impl Into<String>, sql: impl Into<String>) -> Self {
+        Finding { prepared: true, ..Finding::new(Severity::Error, object, cause, sql) }
+    }
+}

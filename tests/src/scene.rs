@@ -1,0 +1,130 @@
+//! The scene that most promises play in: a source cluster with a pgbench database `shop`, whose branches
+//! (`bid`) are the tenants, a target cluster, and a configuration for a daemon between them. It must never
+//! prepare anything that `carveout prepare` is there for.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use daemon::demo::cluster::{Binaries, Cluster, ClusterOptions, ScratchFolder, free_port};
+use tokio_postgres::{Client, NoTls};
+
+use crate::load::Load;
+
+/// The shared database.
+pub const DATABASE: &str = "shop";
+/// The tables of pgbench: all of them have the tenant key.
+pub const TABLES: [&str; 4] = ["pgbench_accounts", "pgbench_branches", "pgbench_history", "pgbench_tellers"];
+
+/// Two running clusters and a folder. Dropping it ends and removes all of that.
+#[derive(Debug)]
+pub struct Scene {
+    /// Has the database [`DATABASE`].
+    pub source: Cluster,
+    /// Empty: what is moved to a database comes here, as `bid_<tenant>`.
+    pub target: Cluster,
+    // Last: a cluster's folder lies inside it.
+    folder: ScratchFolder,
+}
+
+/// What a test wants different in the configuration file.
+#[derive(Clone, Debug, Default)]
+pub struct Configuration {
+    /// Reach the source here (a proxy) and not at its port.
+    pub source: Option<SocketAddr>,
+    /// Reach the target here (a proxy) and not at its port.
+    pub target: Option<SocketAddr>,
+    /// Tenant and isolation (`schema`, `database`), for `tenant_overrides`.
+    pub overrides: Vec<(String, String)>,
+    /// Further top-level lines of YAML, as they are.
+    pub extra: String,
+}
+
+impl Scene {
+    /// Both clusters with default settings, `pgbench -i -s scale`: so many tenants, 1 to `scale`, with
+    /// 100,000 accounts each.
+    pub async fn start(scale: u32) -> Result<Scene> {
+        Scene::start_with(scale, ClusterOptions::default(), ClusterOptions::default()).await
+    }
+
+    /// The same with other settings of the servers.
+    pub async fn start_with(scale: u32, source: ClusterOptions, target: ClusterOptions) -> Result<Scene> {
+        let binaries = Binaries::find()?;
+        let folder = ScratchFolder::create()?;
+        let start = |name: &'static str, options: ClusterOptions| {
+            let (binaries, path) = (binaries.clone(), folder.path().to_owned());
+            let cluster = tokio::task::spawn_blocking(move || Cluster::start(&binaries, &path, name, &options));
+            async { cluster.await.context("join the cluster's start")? }
+        };
+        let (source, target) = tokio::try_join!(start("source", source), start("target", target))?;
+        let admin = connect(&source.url("postgres")).await?;
+        admin.batch_execute(&format!("CREATE DATABASE {DATABASE}")).await.context("create the database")?;
+        let mut pgbench = source.command("pgbench")?;
+        pgbench.args(["-i", "-q", "-s", &scale.to_string(), DATABASE]);
+        let said = tokio::process::Command::from(pgbench).output().await.context("run pgbench -i")?;
+        ensure!(said.status.success(), "pgbench -i: {}", String::from_utf8_lossy(&said.stderr));
+        Ok(Scene { source, target, folder })
+    }
+
+    /// A folder for what the test wants to keep as long as the scene.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A session in the shared database.
+    pub async fn source_client(&self) -> Result<Client> {
+        connect(&self.source.url(DATABASE)).await
+    }
+
+    /// A session in a database of the target cluster.
+    pub async fn target_client(&self, dbname: &str) -> Result<Client> {
+        connect(&self.target.url(dbname)).await
+    }
+
+    /// Starts pgbench on the shared database; see [`Load::start`].
+    pub async fn load(&self, clients: usize, rate: Option<u32>) -> Result<Load> {
+        Load::start(&self.source, DATABASE, clients, rate).await
+    }
+
+    /// Writes `<name>.yaml` into the scene's folder, with a state directory, a token file and a port of its
+    /// own, and returns its path.
+    pub fn write_config(&self, name: &str, wanted: &Configuration) -> Result<PathBuf> {
+        let path = self.path().join(format!("{name}.yaml"));
+        let text = self.config_text(name, wanted)?;
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        Ok(path)
+    }
+
+    fn config_text(&self, name: &str, wanted: &Configuration) -> Result<String> {
+        let at = |proxy: Option<SocketAddr>, cluster: &Cluster| {
+            proxy.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], cluster.port)))
+        };
+        let (source, target) = (at(wanted.source, &self.source), at(wanted.target, &self.target));
+        let folder = self.path().display();
+        let lines: Vec<String> =
+            wanted.overrides.iter().map(|(tenant, isolation)| format!("    \"{tenant}\": {isolation}\n")).collect();
+        let overrides =
+            if lines.is_empty() { String::new() } else { format!("  tenant_overrides:\n{}", lines.concat()) };
+        Ok(format!(
+            "source:\n  url: \"postgresql://postgres@{source}/{DATABASE}?sslmode=disable\"\n\
+             tenancy:\n  key: bid\n\
+             tenant_strategy:\n{overrides}  database_config:\n    \
+             tenant_database_pattern: \"postgresql://postgres@{target}/bid_{{tenant}}?sslmode=disable\"\n    \
+             tenant_schema_pattern: \"bid_{{tenant}}\"\n\
+             state_dir: \"{folder}/{name}-state\"\n\
+             http: {{listen: \"127.0.0.1:{}\", token_file: \"{folder}/{name}.token\"}}\n{}",
+            free_port()?,
+            wanted.extra,
+        ))
+    }
+}
+
+/// Opens a session; the connection's task ends with the client.
+pub async fn connect(url: &str) -> Result<Client> {
+    let (client, connection) =
+        tokio_postgres::connect(url, NoTls).await.with_context(|| format!("connect to {url}"))?;
+    // How it ended shows in the client's next call.
+    tokio::spawn(async move { connection.await.ok() });
+    Ok(client)
+}
