@@ -58,7 +58,7 @@ struct Global {
     #[arg(short, long, global = true, value_name = "FILE", default_value = "carveout.yaml")]
     config: PathBuf,
     /// How results are printed
-    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t = Output::Text)]
+    #[arg(long, global = true, value_enum, value_name = "text|json", hide_possible_values = true, default_value_t = Output::Text)]
     output: Output,
     /// Address of the daemon, such as http://127.0.0.1:8377; default: http.listen of the configuration
     #[arg(long, global = true, env = "CARVEOUT_URL", hide_env_values = true)]

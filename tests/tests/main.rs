@@ -1,1 +1,7 @@
 //! One module per promise.
+mod carve;
+mod join;
+mod kills;
+mod memory;
+mod pgbench;
+mod synchronous;

@@ -25,7 +25,7 @@ pub struct Options {
     #[command(flatten)]
     tenant: Tenant,
     /// Where the tenant goes; left out, the configuration's tenant_overrides or the move there is decide
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, value_name = "schema|database", hide_possible_values = true)]
     to: Option<To>,
     /// A server of its own for this tenant (not in this version)
     #[arg(long, value_name = "URL")]

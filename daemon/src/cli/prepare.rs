@@ -49,7 +49,7 @@ pub fn run(global: &Global, options: &Options) -> Result<Exit, Failure> {
 fn refuse(in_the_way: &[Finding]) -> Result<(), Failure> {
     let Some(first) = in_the_way.first() else { return Ok(()) };
     in_the_way.iter().for_each(warn);
-    let message = format!("nothing was run: {} findings have to be mended by a person first", in_the_way.len());
+    let message = format!("nothing was run: a person has to mend something first ({} in all)", in_the_way.len());
     Err(Failure::new(
         Exit::No,
         "check_failed",

@@ -67,7 +67,7 @@ fn line(status: &TenantStatus, rate: Option<u64>) -> String {
     let start = format!("{}  {}", plain(&status.tenant.0), status.phase);
     let behind = bytes(status.lag_bytes);
     match (status.phase.as_str(), status.lag_seconds) {
-        ("copying", _) => {
+        ("copying", _) if status.rows_total > 0 => {
             let done = percent(status.rows_copied, status.rows_total);
             let full = BAR_WIDTH * done as usize / 100;
             let bar = format!("{}{}", "#".repeat(full), "-".repeat(BAR_WIDTH - full));

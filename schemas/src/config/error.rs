@@ -1,6 +1,7 @@
 //! The one error of the configuration: where, which key, what is wrong.
 //!
-//! It never shows a value that came from the environment, nor any part of a URL.
+//! A value that cannot be read is quoted as the file has it, never as the environment filled it, and
+//! a URL is not quoted at all.
 
 use std::fmt::{self, Display};
 

@@ -113,7 +113,7 @@ fn parse_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 }
 
 fn print_unit(count: u64, units: &[(&str, u64)], smallest: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    match units.iter().find(|(_, factor)| count > 0 && count % factor == 0) {
+    match units.iter().find(|(_, factor)| count > 0 && count.is_multiple_of(*factor)) {
         Some((unit, factor)) => write!(f, "{}{unit}", count / factor),
         None => write!(f, "{count}{smallest}"),
     }

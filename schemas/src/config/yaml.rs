@@ -7,10 +7,13 @@ use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::{NonFiniteFloatPolicy, Spanned, options};
+use serde_saphyr::{NonFiniteFloatPolicy, Spanned, UserMessageFormatter, options};
 
 use super::env::{self, Environment};
 use super::error::{ConfigError, Place};
+
+/// Said of a key that the reader or the tree has seen before.
+const TWICE: &str = "stands twice";
 
 /// A value and where it begins.
 pub(super) struct Node {
@@ -67,8 +70,11 @@ impl Node {
 fn not_yaml(text: &str, error: &serde_saphyr::Error) -> ConfigError {
     let place =
         error.location().map_or(Place { line: 1, column: 1 }, |at| Place { line: at.line(), column: at.column() });
-    let mut message = error.to_string();
-    if let Some(end) = message.rfind(" at line ") {
+    if let serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } = error {
+        return ConfigError::new(place, &[key], TWICE);
+    }
+    let mut message = error.render_with_formatter(&UserMessageFormatter);
+    if let Some(end) = message.find(" at line ") {
         message.truncate(end);
     }
     let index = usize::try_from(place.line).unwrap_or(1).saturating_sub(1);
@@ -112,7 +118,7 @@ fn settle_entries(
     for (key, value) in entries {
         let key = Key { place: place(&key.referenced), text: key.value };
         if !seen.insert(key.text.clone()) {
-            return Err(ConfigError::new(key.place, &[&key.text], "stands twice"));
+            return Err(ConfigError::new(key.place, &[&key.text], TWICE));
         }
         if key.text.contains("${") {
             return Err(ConfigError::new(key.place, &[&key.text], "variables are replaced in values, not in keys"));
