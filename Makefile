@@ -5,7 +5,7 @@ export CARGO_TERM_COLOR ?= auto
 .PHONY: build check test demo bench campaign need-cargo need-postgres
 
 need-cargo:
-	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.90 or newer (rustup.rs, or your distribution's rustup package)"; exit 1; }
+	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.91 or newer (rustup.rs, or your distribution's rustup package)"; exit 1; }
 	@command -v cc >/dev/null || { echo "a C linker is missing: apt-get install build-essential"; exit 1; }
 
 need-postgres:

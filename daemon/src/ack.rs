@@ -80,6 +80,8 @@ pub struct Round {
     pub base: AckRecord,
     /// Spools of lanes that are not caught up, to be synced.
     pub jobs: Vec<SyncJob>,
+    /// Lanes that were taken out.
+    pub quarantined: Vec<MoveId>,
     /// For these lanes: the end of the last transaction they hold.
     pub held: Vec<(MoveId, Lsn)>,
 }
@@ -122,7 +124,7 @@ impl Acknowledger {
     /// Syncs, polls, records. Afterwards the position may be sent.
     pub async fn run(&mut self, round: Round) -> Result<Done, AckError> {
         let durable = |error: &dyn std::fmt::Display| AckError::Durable(error.to_string());
-        let Round { position, base, jobs, held } = round;
+        let Round { position, base, jobs, held, quarantined } = round;
         let synced = tokio::task::spawn_blocking(move || jobs.iter().try_for_each(SyncJob::run)).await;
         synced.map_err(|error| durable(&error))?.map_err(|error| durable(&error))?;
         let polled = match self.poll().await {
@@ -136,7 +138,7 @@ impl Acknowledger {
             let unseen = self.unseen.lock().unwrap_or_else(PoisonError::into_inner);
             (unseen.xids.clone(), unseen.fresh_xid)
         };
-        let record = AckRecord { position, unseen, fresh_xid, held, ..base };
+        let record = AckRecord { position, unseen, fresh_xid, held, quarantined, ..base };
         if self.last.as_ref() != Some(&record) {
             let (store, written) = (self.store.clone(), record.clone());
             let put = tokio::task::spawn_blocking(move || store.put_ack(&written)).await;

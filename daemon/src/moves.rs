@@ -17,7 +17,7 @@ use connectors::postgres::{self, catalog, client, policy};
 use schemas::config::{Config, Target};
 use schemas::phase::Event;
 use schemas::record::{AckRecord, Fault, MoveRecord};
-use schemas::{Lsn, MoveId, TableName};
+use schemas::{Lsn, MoveId, Phase, TableName};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::lane::{LaneCommand, LaneMeter};
@@ -113,6 +113,8 @@ pub struct SpoolLink {
 /// A move while the daemon runs.
 pub struct Moving {
     record: Mutex<MoveRecord>,
+    /// Phase and whether a fault stands beside it, for those who wait.
+    phase: watch::Sender<(Phase, bool)>,
     spool: Mutex<Option<SpoolLink>>,
     lane: Mutex<Option<mpsc::Sender<LaneCommand>>>,
     /// What the lane has done.
@@ -130,6 +132,7 @@ impl Moving {
     pub fn new(record: MoveRecord) -> Moving {
         Moving {
             rows_copied: AtomicU64::new(record.rows_copied),
+            phase: watch::Sender::new((record.phase, record.fault.is_some())),
             record: Mutex::new(record),
             spool: Mutex::new(None),
             lane: Mutex::new(None),
@@ -169,8 +172,14 @@ impl Moving {
         let mut next = record.clone();
         change(&mut next);
         store.put_move(&next)?;
+        self.phase.send_replace((next.phase, next.fault.is_some()));
         *record = next;
         Ok(())
+    }
+
+    /// The phase, and whether a fault stands beside it, as they change.
+    pub fn watch_phase(&self) -> watch::Receiver<(Phase, bool)> {
+        self.phase.subscribe()
     }
 
     /// Takes a step of the state machine and stores it.

@@ -213,8 +213,7 @@ impl Pipeline {
                         progress.state = "stopped";
                         progress.fault = Some(fault);
                     });
-                    stop::told(&self.stop).await;
-                    return;
+                    return self.stand().await;
                 }
                 Ended::Lost(error) => {
                     tracing::warn!(%error, "the stream ended; connecting again");
@@ -228,6 +227,20 @@ impl Pipeline {
                 return;
             }
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
+        }
+    }
+
+    /// Reads nothing more, but still gives lanes back, until told to stop.
+    async fn stand(&mut self) {
+        loop {
+            self.serve_commands();
+            tokio::select! {
+                () = stop::told(&self.stop) => return,
+                command = self.commands.recv() => match command {
+                    Some(command) => self.waiting.push(command),
+                    None => return,
+                },
+            }
         }
     }
 
@@ -372,7 +385,8 @@ impl Pipeline {
             held.push((lane.id, lane.spool.end()));
             jobs.extend(lane.spool.sync_job());
         }
-        let round = Round { position: self.position, base: self.base.clone(), jobs, held };
+        let quarantined = self.router.quarantined();
+        let round = Round { position: self.position, base: self.base.clone(), jobs, held, quarantined };
         self.round_running = self.rounds.try_send(round).is_ok();
     }
 

@@ -1,7 +1,7 @@
 //! Decides, by the tenant key in the row itself, which lanes a change belongs to, and writes it
 //! into their spools. Knows nothing of targets; never waits for anything but the page cache.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 use connectors::postgres::pgoutput::{self, Old, Relation, Tuple, Value};
@@ -82,6 +82,7 @@ pub struct Router {
     budget: Budget,
     transaction: Option<Transaction>,
     broken: Vec<Broken>,
+    quarantined: BTreeSet<MoveId>,
 }
 
 #[derive(Clone, Copy)]
@@ -95,7 +96,8 @@ impl Router {
     /// A router for these tables, without lanes.
     pub fn new(tables: BTreeMap<TableName, TableRoute>, budget: Budget) -> Self {
         let (lanes, relations, broken) = (BTreeMap::new(), HashMap::new(), Vec::new());
-        Router { tables, lanes, relations, next_version: 1, budget, transaction: None, broken }
+        let quarantined = BTreeSet::new();
+        Router { tables, lanes, relations, next_version: 1, budget, transaction: None, broken, quarantined }
     }
 
     /// The open lanes.
@@ -111,6 +113,7 @@ impl Router {
     /// Adds a lane; only between transactions, or it would miss the first half of one.
     pub fn open(&mut self, lane: LaneEnd, table: impl IntoIterator<Item = (TableName, TableRoute)>) {
         self.tables.extend(table);
+        self.quarantined.remove(&lane.id);
         self.lanes.insert(lane.id, lane);
         self.reroute();
     }
@@ -120,6 +123,12 @@ impl Router {
         let lane = self.lanes.remove(&id);
         self.reroute();
         lane
+    }
+
+    /// Every lane that broke and was not opened again: an acknowledgement passes them only with a
+    /// record that says so.
+    pub fn quarantined(&self) -> Vec<MoveId> {
+        self.quarantined.iter().copied().collect()
     }
 
     /// The lanes that broke since this was asked last.
@@ -411,6 +420,7 @@ impl Router {
     /// Takes the lane out, alone and visibly; the others are not to suffer.
     pub fn break_lane(&mut self, id: MoveId, fault: Fault) {
         if let Some(lane) = self.close(id) {
+            self.quarantined.insert(id);
             self.broken.push(Broken { lane, fault });
         }
     }

@@ -6,11 +6,13 @@ mod report;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use connectors::postgres::policy::Keyed;
 use connectors::postgres::{catalog, client, policy};
 use schemas::config::Config;
 use schemas::phase::Event;
-use schemas::record::{Fault, MoveRecord};
+use schemas::record::{AckRecord, Fault, MoveRecord};
 use schemas::{Lsn, MoveId};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -59,6 +61,9 @@ pub enum RefusalKind {
     Unavailable,
 }
 
+/// How long the targets, and then the source, may take to finish at the end.
+const STOP_PATIENCE: Duration = Duration::from_secs(4);
+
 /// The running daemon.
 pub struct Supervisor {
     context: Arc<Context>,
@@ -77,15 +82,20 @@ struct Entry {
 
 impl Supervisor {
     /// Opens the state, compares it with the source, starts pipeline and moves in the background.
-    pub async fn start(config: Config) -> anyhow::Result<Arc<Supervisor>> {
+    pub async fn start(mut config: Config) -> anyhow::Result<Arc<Supervisor>> {
         let store = Store::open(&config.state_dir).map_err(|error| match &error {
             StoreError::Locked(_) => Startup::Locked(error.to_string()),
             _ => Startup::Refused(error.to_string()),
         })?;
         let beginning = pipeline::begin(&config, &store).await.map_err(startup)?;
-        let must_hold = store.ack()?.map(|record| record.held).unwrap_or_default();
-        let records = store.moves()?;
-        let (router, links) = open_lanes(&config, &records).await?;
+        let ack = store.ack()?.unwrap_or_default();
+        let mut records = store.moves()?;
+        quarantine(&store, &mut records, &ack)?;
+        let keyed = keyed_tables(&config).await.map_err(startup)?;
+        if let Some(keyed) = keyed.first() {
+            config.canonical_overrides(keyed.key_type).map_err(|error| Startup::Refused(error.to_string()))?;
+        }
+        let (router, links) = open_lanes(&config, &records, &keyed)?;
         let (stop, stopped) = watch::channel(false);
         let (broken_in, broken) = mpsc::channel(16);
         let (base, server_version) = (beginning.base.clone(), beginning.server_version);
@@ -101,7 +111,7 @@ impl Supervisor {
             pipeline,
             base,
             server_version,
-            must_hold,
+            must_hold: ack.held,
         };
         let supervisor = Arc::new(Supervisor {
             context: Arc::new(context),
@@ -199,22 +209,48 @@ impl Supervisor {
         for entry in entries {
             drivers.spawn(async move { Self::stop_driver(&entry).await });
         }
-        while drivers.join_next().await.is_some() {}
+        // A target that does not answer must not hold up the end; what it was sent is resolved by its
+        // checkpoint at the next start.
+        let all = async { while drivers.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_PATIENCE, all).await.is_err() {
+            tracing::warn!("some targets did not answer; stopping without them");
+        }
         self.stop.send_replace(true);
         let pipeline = self.pipeline.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(task) = pipeline
-            && let Err(error) = task.await
-        {
-            tracing::error!(%error, "the pipeline failed");
+        let Some(task) = pipeline else { return };
+        match tokio::time::timeout(STOP_PATIENCE, task).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the pipeline failed"),
+            Err(_) => tracing::warn!("the source did not answer; stopping without it"),
         }
     }
 }
 
+/// Lanes that the last acknowledgement passed by must be copied again, whatever else was recorded.
+fn quarantine(store: &Store, records: &mut [MoveRecord], ack: &AckRecord) -> Result<(), StoreError> {
+    let lanes = records.iter_mut().filter(|record| ack.quarantined.contains(&record.id) && record.phase.has_lane());
+    for record in lanes {
+        record.phase = schemas::Phase::NeedsCopy;
+        let message = "its lane was taken out before the daemon ended";
+        let next = "`carveout move` copies the tenant again";
+        record.fault.get_or_insert_with(|| Fault::new("spool_full", record.id.to_string(), message, next));
+        store.put_move(record)?;
+    }
+    Ok(())
+}
+
+async fn keyed_tables(config: &Config) -> anyhow::Result<Vec<Keyed>> {
+    let source = client::connect(&config.source.url, "start").await?;
+    Ok(policy::resolve(catalog::tables(&source).await?, &config.tenancy).keyed)
+}
+
 /// Opens the spools of the moves that had a lane, before anything is read.
-async fn open_lanes(config: &Config, records: &[MoveRecord]) -> anyhow::Result<(Router, BTreeMap<MoveId, SpoolLink>)> {
-    let source = client::connect(&config.source.url, "start").await.map_err(|error| startup(error.into()))?;
-    let keyed = policy::resolve(catalog::tables(&source).await?, &config.tenancy).keyed;
-    let routes: BTreeMap<_, _> = moves::routes(&keyed).into_iter().collect();
+fn open_lanes(
+    config: &Config,
+    records: &[MoveRecord],
+    keyed: &[Keyed],
+) -> anyhow::Result<(Router, BTreeMap<MoveId, SpoolLink>)> {
+    let routes: BTreeMap<_, _> = moves::routes(keyed).into_iter().collect();
     let budget = Budget { per_tenant: config.limits.spool_per_tenant.0, total: config.limits.spool_total.0 };
     let mut router = Router::new(routes, budget);
     let mut links = BTreeMap::new();

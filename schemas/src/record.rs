@@ -66,6 +66,9 @@ pub struct AckRecord {
     /// For lanes that were not caught up in their target: the end of the last transaction that
     /// target or synced spool holds.
     pub held: Vec<(MoveId, Lsn)>,
+    /// Lanes that were taken out because they could not hold what was received: nothing of theirs
+    /// counts any more, their tenants must be copied again.
+    pub quarantined: Vec<MoveId>,
 }
 
 /// A move as it is stored.
@@ -134,6 +137,7 @@ mod tests {
             unseen: vec![1, 2],
             fresh_xid: Some(3),
             held: vec![(MoveId(1), Lsn(98))],
+            quarantined: vec![MoveId(2)],
         }
     }
 

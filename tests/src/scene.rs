@@ -1,10 +1,13 @@
-//! The scene that most promises play in: a source cluster with a pgbench database `shop`, whose branches
-//! (`bid`) are the tenants, a target cluster, and a configuration for a daemon between them. It must never
-//! prepare anything that `carveout prepare` is there for.
+//! The scene that promises play in: a source cluster with a database `shop`, a target cluster, and a
+//! configuration for a daemon between them. Most play on pgbench's tables, whose branches (`bid`) are the
+//! tenants; the others bring tables of their own. It must never prepare anything that `carveout prepare` is
+//! there for.
 
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use daemon::demo::cluster::{Binaries, Cluster, ClusterOptions, ScratchFolder, free_port};
@@ -21,9 +24,10 @@ pub const TABLES: [&str; 4] = ["pgbench_accounts", "pgbench_branches", "pgbench_
 #[derive(Debug)]
 pub struct Scene {
     /// Has the database [`DATABASE`].
-    pub source: Cluster,
-    /// Empty: what is moved to a database comes here, as `bid_<tenant>`.
-    pub target: Cluster,
+    pub source: Arc<Cluster>,
+    /// Empty: what is moved to a database comes here, as `bid_<tenant>`. The source itself where one cluster
+    /// is enough.
+    pub target: Arc<Cluster>,
     // Last: a cluster's folder lies inside it.
     folder: ScratchFolder,
 }
@@ -37,6 +41,12 @@ pub struct Configuration {
     pub target: Option<SocketAddr>,
     /// Tenant and isolation (`schema`, `database`), for `tenant_overrides`.
     pub overrides: Vec<(String, String)>,
+    /// The tenant key, where it is not `bid`.
+    pub key: Option<String>,
+    /// Table and policy (`{exclude: true}`), for `tenancy.tables`.
+    pub tables: Vec<(String, String)>,
+    /// What a tenant's schema and database are called, where it is not `bid_{tenant}`.
+    pub names: Option<String>,
     /// Further top-level lines of YAML, as they are.
     pub extra: String,
 }
@@ -50,6 +60,15 @@ impl Scene {
 
     /// The same with other settings of the servers.
     pub async fn start_with(scale: u32, source: ClusterOptions, target: ClusterOptions) -> Result<Scene> {
+        let scene = Scene::empty(source, target).await?;
+        let mut pgbench = scene.source.command("pgbench")?;
+        pgbench.args(["-i", "-q", "-s", &scale.to_string(), DATABASE]);
+        run(pgbench).await?;
+        Ok(scene)
+    }
+
+    /// Two clusters, and no table in the shared database.
+    pub async fn empty(source: ClusterOptions, target: ClusterOptions) -> Result<Scene> {
         let binaries = Binaries::find()?;
         let folder = ScratchFolder::create()?;
         let start = |name: &'static str, options: ClusterOptions| {
@@ -58,13 +77,27 @@ impl Scene {
             async { cluster.await.context("join the cluster's start")? }
         };
         let (source, target) = tokio::try_join!(start("source", source), start("target", target))?;
-        let admin = connect(&source.url("postgres")).await?;
-        admin.batch_execute(&format!("CREATE DATABASE {DATABASE}")).await.context("create the database")?;
-        let mut pgbench = source.command("pgbench")?;
-        pgbench.args(["-i", "-q", "-s", &scale.to_string(), DATABASE]);
-        let said = tokio::process::Command::from(pgbench).output().await.context("run pgbench -i")?;
-        ensure!(said.status.success(), "pgbench -i: {}", String::from_utf8_lossy(&said.stderr));
-        Ok(Scene { source, target, folder })
+        let scene = Scene { source: Arc::new(source), target: Arc::new(target), folder };
+        scene.create_database().await?;
+        Ok(scene)
+    }
+
+    /// One cluster that is source and target, and no table in the shared database.
+    pub async fn single(options: ClusterOptions) -> Result<Scene> {
+        let binaries = Binaries::find()?;
+        let folder = ScratchFolder::create()?;
+        let path = folder.path().to_owned();
+        let cluster = tokio::task::spawn_blocking(move || Cluster::start(&binaries, &path, "source", &options));
+        let source = Arc::new(cluster.await.context("join the cluster's start")??);
+        let scene = Scene { target: Arc::clone(&source), source, folder };
+        scene.create_database().await?;
+        Ok(scene)
+    }
+
+    async fn create_database(&self) -> Result<()> {
+        let mut createdb = self.source.command("createdb")?;
+        createdb.arg(DATABASE);
+        run(createdb).await
     }
 
     /// A folder for what the test wants to keep as long as the scene.
@@ -106,18 +139,45 @@ impl Scene {
             wanted.overrides.iter().map(|(tenant, isolation)| format!("    \"{tenant}\": {isolation}\n")).collect();
         let overrides =
             if lines.is_empty() { String::new() } else { format!("  tenant_overrides:\n{}", lines.concat()) };
+        let lines: Vec<String> =
+            wanted.tables.iter().map(|(table, policy)| format!("    {}: {policy}\n", yaml(table))).collect();
+        let tables = if lines.is_empty() { String::new() } else { format!("  tables:\n{}", lines.concat()) };
+        let key = yaml(wanted.key.as_deref().unwrap_or("bid"));
+        let names = wanted.names.as_deref().unwrap_or("bid_{tenant}");
+        let (schema, database) = (yaml(names), percent_encoded(names));
         Ok(format!(
             "source:\n  url: \"postgresql://postgres@{source}/{DATABASE}?sslmode=disable\"\n\
-             tenancy:\n  key: bid\n\
+             tenancy:\n  key: {key}\n{tables}\
              tenant_strategy:\n{overrides}  database_config:\n    \
-             tenant_database_pattern: \"postgresql://postgres@{target}/bid_{{tenant}}?sslmode=disable\"\n    \
-             tenant_schema_pattern: \"bid_{{tenant}}\"\n\
+             tenant_database_pattern: \"postgresql://postgres@{target}/{database}?sslmode=disable\"\n    \
+             tenant_schema_pattern: {schema}\n\
              state_dir: \"{folder}/{name}-state\"\n\
              http: {{listen: \"127.0.0.1:{}\", token_file: \"{folder}/{name}.token\"}}\n{}",
             free_port()?,
             wanted.extra,
         ))
     }
+}
+
+/// A text as YAML reads it back, whatever is in it: JSON's strings are YAML's.
+fn yaml(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// A part of a URL; the braces of a pattern stay.
+fn percent_encoded(text: &str) -> String {
+    let encode = |byte: u8| match byte {
+        b'_' | b'{' | b'}' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(encode).collect()
+}
+
+async fn run(command: Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let said = tokio::process::Command::from(command).output().await.with_context(|| format!("run {program}"))?;
+    ensure!(said.status.success(), "{program}: {}", String::from_utf8_lossy(&said.stderr));
+    Ok(())
 }
 
 /// Opens a session; the connection's task ends with the client.

@@ -70,7 +70,11 @@ async fn two_thousand_copies_join_the_stream_without_one_wrong_row() -> Result<(
     load.stop().await?;
     println!("{COPIES} copies: {tally:?}");
     ensure!(tally.snapshots == COPIES, "{} snapshots", tally.snapshots);
-    ensure!(tally.position_rule_wrong >= LEAST_WRONG, "the rule by position was wrong only {} times", tally.position_rule_wrong);
+    ensure!(
+        tally.position_rule_wrong >= LEAST_WRONG,
+        "the rule by position was wrong only {} times",
+        tally.position_rule_wrong
+    );
     ensure!(tally.running_then_committed > 0, "no transaction was running in a snapshot and committed after it");
     Ok(())
 }
@@ -79,8 +83,7 @@ impl Rig {
     async fn build(scene: &Scene, path: &Path) -> Result<Rig> {
         let config = Config::parse(&std::fs::read_to_string(path)?, &|_| None)?;
         let store = Store::open(&scene.path().join("rig"))?;
-        let (source, target): (PgUrl, PgUrl) =
-            (config.source.url.clone(), scene.target.url("postgres").parse()?);
+        let (source, target): (PgUrl, PgUrl) = (config.source.url.clone(), scene.target.url("postgres").parse()?);
         let asking = connectors::postgres::client::connect(&source, "test").await?;
         let keyed = policy::resolve(catalog::tables(&asking).await?, &config.tenancy).keyed;
         let keyed = keyed.into_iter().next().context("the table")?;
@@ -150,7 +153,11 @@ impl Rig {
         copy_table(&held.client, &mut self.into, &job, |_| async {}).await?;
         let copied = control::read_copied(&self.into, id).await?;
         let name: &TableName = &self.keyed.table.name;
-        copied.into_iter().find(|(table, _)| *table == name.to_string()).map(|(_, copied)| copied).context("the copy's record")
+        copied
+            .into_iter()
+            .find(|(table, _)| *table == name.to_string())
+            .map(|(_, copied)| copied)
+            .context("the copy's record")
     }
 
     async fn insert_position(&self) -> Result<Lsn> {

@@ -32,7 +32,9 @@ struct Tally {
 /// After a kill: nothing is confirmed that record, spool and target do not bridge.
 async fn assert_bridged(scene: &Scene, config: &Path) -> Result<()> {
     let source = scene.source_client().await?;
-    let row = source.query_one("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'carveout'", &[]).await?;
+    let row = source
+        .query_one("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'carveout'", &[])
+        .await?;
     let confirmed: Lsn = row.get::<_, String>(0).parse()?;
     let text = std::fs::read_to_string(config)?;
     let state_dir = std::path::PathBuf::from(tests::binary::setting(&text, "state_dir").context("state_dir")?);
@@ -79,7 +81,9 @@ async fn kill(scene: &Scene, daemon: &mut Daemon, tally: &mut Tally) -> Result<(
 /// In a running daemon too: what the server confirmed, our status has shown as acknowledged.
 async fn sample(scene: &Scene, daemon: &Daemon) -> Result<()> {
     let source = scene.source_client().await?;
-    let row = source.query_one("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'carveout'", &[]).await?;
+    let row = source
+        .query_one("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'carveout'", &[])
+        .await?;
     let confirmed: Lsn = row.get::<_, String>(0).parse()?;
     let status = daemon.status().await?;
     let acknowledged: Lsn = status["source"]["acknowledged_lsn"].as_str().context("lsn")?.parse()?;
@@ -107,16 +111,7 @@ async fn twenty_five_random_kills_lose_and_double_nothing() -> Result<()> {
     }
     let mut tally = Tally::default();
     while tally.copy < 9 {
-        until("a copy to be under way", SOON, async || {
-            for (tenant, _) in TENANTS {
-                let status = daemon.tenant(tenant).await?;
-                if status["phase"] == "copying" && status["rows_copied"].as_u64().unwrap_or(0) > 0 {
-                    return Ok(());
-                }
-            }
-            anyhow::bail!("no copy has rows")
-        })
-        .await?;
+        some_tenant(&daemon, "copying", "rows_copied").await?;
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..400))).await;
         // The pause is random on purpose; what counts is the phase at the kill.
         let copying = daemon.status().await?["tenants"].to_string().contains("\"copying\"");
@@ -141,16 +136,7 @@ async fn twenty_five_random_kills_lose_and_double_nothing() -> Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..1500))).await;
         sample(&scene, &daemon).await?;
-        until("a stream with a spool that is not empty", SOON, async || {
-            for (tenant, _) in TENANTS {
-                let status = daemon.tenant(tenant).await?;
-                if status["phase"] == "streaming" && status["spool_bytes"].as_u64().unwrap_or(0) > 0 {
-                    return Ok(());
-                }
-            }
-            anyhow::bail!("both spools are empty")
-        })
-        .await?;
+        some_tenant(&daemon, "streaming", "spool_bytes").await?;
         kill(&scene, &mut daemon, &mut tally).await?;
         tally.stream += 1;
     }
@@ -164,6 +150,20 @@ async fn twenty_five_random_kills_lose_and_double_nothing() -> Result<()> {
         assert_tenant_equal(&scene, tenant, to).await?;
     }
     daemon.assert_no_errors(&[])
+}
+
+/// Waits until some tenant is in `phase` and its `number` is above zero.
+async fn some_tenant(daemon: &Daemon, phase: &str, number: &str) -> Result<()> {
+    until(&format!("a tenant {phase} with {number}"), SOON, async || {
+        for (tenant, _) in TENANTS {
+            let status = daemon.tenant(tenant).await?;
+            if status["phase"] == phase && status[number].as_u64().unwrap_or(0) > 0 {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("none")
+    })
+    .await
 }
 
 /// Cuts the target off until the lane is well behind, then lets it apply again, slowly.

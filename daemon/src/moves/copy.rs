@@ -14,6 +14,7 @@ use futures_util::future::try_join_all;
 use schemas::Lsn;
 use schemas::config::Target;
 use schemas::record::Fault;
+use tokio::sync::Semaphore;
 
 use super::{Context, Moving, StepError};
 
@@ -44,8 +45,14 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
         });
         let estimated: u64 = try_join_all(estimates).await?.into_iter().sum();
         moving.update(&context.store, |record| record.rows_total = done + estimated)?;
-        try_join_all(left.iter().map(|keyed| copy_one(context, moving, &target, &held, keyed, checkpoint.epoch)))
-            .await?;
+        // One connection of the tenant's share is the one that holds the checkpoint here.
+        let share = context.config.tenant_strategy.database_config.max_connections_per_tenant.saturating_sub(1).max(1);
+        let share = Semaphore::new(share as usize);
+        let copies = left.iter().map(|keyed| async {
+            let _share = share.acquire().await.map_err(|_| StepError::Stopped)?;
+            copy_one(context, moving, &target, &held, keyed, checkpoint.epoch).await
+        });
+        try_join_all(copies).await?;
         copied = control::read_copied(&client, record.id).await?.into_iter().collect();
     }
     finish_tables(context, moving, &target, &tables).await?;

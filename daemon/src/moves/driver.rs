@@ -47,13 +47,13 @@ pub async fn drive(context: Arc<Context>, moving: Arc<Moving>) {
                 }
                 backoff = (backoff * 2).min(LONGEST_BACKOFF);
             }
-            error => return give_up(&context, &moving, error),
+            error => return give_up(&context, &moving, error).await,
         }
     }
 }
 
 /// Stores why the move stands still.
-fn give_up(context: &Context, moving: &Moving, error: StepError) {
+async fn give_up(context: &Context, moving: &Moving, error: StepError) {
     let record = moving.record();
     let next = "mend the cause, then `carveout move` resumes where it stopped; or `carveout cancel`";
     let (fault, broken) = match error {
@@ -70,6 +70,11 @@ fn give_up(context: &Context, moving: &Moving, error: StepError) {
     });
     if let Err(error) = stored {
         tracing::error!(%error, "the fault could not be stored");
+        return;
+    }
+    // What the spool would gather from here on is of no use.
+    if broken && let Err(error) = close_lane(context, moving).await {
+        tracing::warn!(%error, "the lane could not be closed");
     }
 }
 

@@ -56,10 +56,12 @@ impl SyncJob {
                 Err(error) => return Err(error),
             }
         }
-        if self.new_files {
-            File::open(&self.dir)?.sync_all()?;
+        match File::open(&self.dir) {
+            Ok(dir) if self.new_files => dir.sync_all(),
+            // The lane was closed meanwhile, and its spool removed.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -81,6 +83,7 @@ impl SpoolWriter {
         let file = OpenOptions::new().create(true).append(true).open(&path)?;
         file.set_len(found.sealed.offset)?;
         let state = Arc::new(SpoolState::new(found.sealed, found.bytes));
+        state.set_oldest(found.oldest);
         let mut writer = SpoolWriter {
             dir: dir.to_owned(),
             file,
@@ -265,6 +268,8 @@ struct Found {
     sealed: Sealed,
     prev_end: Lsn,
     bytes: u64,
+    /// Commit time of the first transaction.
+    oldest: i64,
 }
 
 /// Reads every frame up to the first that is missing or damaged.
@@ -272,15 +277,10 @@ fn scan(dir: &Path) -> io::Result<Found> {
     let numbers = segments(dir)?;
     let first = numbers.first().copied().unwrap_or(1);
     let start = Sealed { segment: first, offset: 0, end: Lsn::ZERO };
-    let mut found = Found { sealed: start, prev_end: Lsn::ZERO, bytes: 0 };
-    let mut expected = first;
+    let mut found = Found { sealed: start, prev_end: Lsn::ZERO, bytes: 0, oldest: 0 };
     let mut open = false;
-    for number in numbers {
-        // A hole in the numbers: what follows it cannot be used.
-        if number != expected {
-            break;
-        }
-        expected += 1;
+    // A hole in the numbers: what follows it cannot be used.
+    for number in (first..).zip(numbers).map_while(|(expected, number)| (expected == number).then_some(number)) {
         let mut reader = SpoolReader::open_at(dir, Place { segment: number, offset: 0, consumed: 0 })?;
         while let Some(frame) = reader.scan_frame()? {
             let offset = reader.place().offset;
@@ -290,7 +290,10 @@ fn scan(dir: &Path) -> io::Result<Found> {
                     found.sealed = Sealed { segment: number, offset, end: prev_end };
                 }
                 Frame::Segment { .. } if !open => found.sealed = Sealed { segment: number, offset, ..found.sealed },
-                Frame::Begin { .. } => open = true,
+                Frame::Begin { commit_ts, .. } => {
+                    open = true;
+                    found.oldest = if found.oldest == 0 { commit_ts } else { found.oldest };
+                }
                 Frame::Commit { end } => {
                     open = false;
                     found.sealed = Sealed { segment: number, offset, end };

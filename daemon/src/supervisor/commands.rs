@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use connectors::postgres::policy::{self, Keyed};
 use connectors::postgres::{self, catalog, client, prepare};
@@ -16,6 +17,9 @@ use super::{Entry, Refusal, RefusalKind, Supervisor};
 use crate::moves::verify::verify;
 use crate::moves::{Moving, StepError};
 use crate::store::StoreError;
+
+/// How long `cancel` waits for the target before it answers that it goes on in the background.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(30);
 
 impl Supervisor {
     /// Starts a move, or resumes it where it stopped. Asking twice changes nothing.
@@ -173,12 +177,10 @@ impl Supervisor {
             }
         })?;
         self.spawn_driver(&entry);
-        let driver = entry.driver.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        if let Some(driver) = driver
-            && let Err(error) = driver.await
-        {
-            tracing::error!(%error, "a move's driver failed");
-        }
+        // A target that is away is waited for in the background.
+        let mut phase = entry.moving.watch_phase();
+        let ended = phase.wait_for(|(phase, fault)| *phase == Phase::Cancelled || *fault);
+        drop(tokio::time::timeout(CANCEL_PATIENCE, ended).await);
         if let Some(fault) = entry.moving.record().fault {
             return Err(Refusal { kind: RefusalKind::Conflict, fault });
         }

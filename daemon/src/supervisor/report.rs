@@ -82,7 +82,8 @@ fn tenant_status(moving: &Moving, progress: &Progress) -> TenantStatus {
         rows_copied: moving.rows_copied.load(Ordering::Relaxed),
         rows_total: record.rows_total,
         received_lsn: progress.received,
-        lag_bytes: if record.phase.has_lane() { behind(progress.wal_end, applied_lsn) } else { 0 },
+        // Before the copy is complete the tenant has no position.
+        lag_bytes: if following { behind(progress.wal_end, applied_lsn) } else { 0 },
         spool_bytes: spool.map_or(0, |spool| spool.bytes()),
         applied_lsn,
         lag_seconds,

@@ -8,12 +8,13 @@ use super::yaml::{Node, Value};
 const BLOCKS: [&[&str]; 3] = [&["metrics"], &["hooks"], &["kafka"]];
 
 /// Keys in blocks that are used otherwise.
-const KEYS: [&[&str]; 6] = [
+const KEYS: [&[&str]; 7] = [
     &["tenant_strategy", "default_type"],
     &["tenant_strategy", "migration_thresholds"],
     &["tenant_strategy", "migration_config", "validation_enabled"],
     &["tenant_strategy", "migration_config", "rollback_enabled"],
     &["tenant_strategy", "migration_config", "dual_write_duration"],
+    &["limits", "memory"],
     &["limits", "reverse_slots"],
 ];
 

@@ -107,7 +107,9 @@ fn change(rng: &mut StdRng) -> String {
         0..=3 => format!("UPDATE item SET v = {v} WHERE id = {id}"),
         4 => format!("UPDATE item SET note = repeat('y', {}) WHERE id = {id}", v % 60),
         5 => format!("DELETE FROM item WHERE id = {id}"),
-        6 => format!("UPDATE item SET id = {other} WHERE id = {id} AND NOT EXISTS (SELECT FROM item WHERE id = {other})"),
+        6 => {
+            format!("UPDATE item SET id = {other} WHERE id = {id} AND NOT EXISTS (SELECT FROM item WHERE id = {other})")
+        }
         7 => format!("UPDATE item SET bid = 3 - bid WHERE id = {id}"),
         _ => format!(
             "INSERT INTO item VALUES ({id}, {}, {v}, NULL) ON CONFLICT (id) DO UPDATE SET v = excluded.v",

@@ -132,7 +132,8 @@ pub fn replay(
                 let changes = std::mem::take(&mut changes);
                 if !held && until.shows_xid(xid) {
                     tally.replayed += 1;
-                    tally.changes += apply(&changes, rows).with_context(|| format!("transaction {xid}, snapshot {}", copied.snapshot))?;
+                    tally.changes += apply(&changes, rows)
+                        .with_context(|| format!("transaction {xid}, snapshot {}", copied.snapshot))?;
                 }
             }
             Frame::Segment { .. } => {}
