@@ -209,7 +209,8 @@ RESET search_path;
 
 /// The SQL that makes the schema, with a tenant key of this type.
 pub fn setup(key_type: &str) -> String {
-    SETUP.replace("SCHEMA SCHEMA", &format!("SCHEMA {}", quoted(SCHEMA)))
+    SETUP
+        .replace("SCHEMA SCHEMA", &format!("SCHEMA {}", quoted(SCHEMA)))
         .replace("search_path = SCHEMA", &format!("search_path = {}", quoted(SCHEMA)))
         .replace(" KEY TYPE", &format!(" {} {key_type}", quoted(KEY)))
         .replace("(KEY,", &format!("({},", quoted(KEY)))

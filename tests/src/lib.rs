@@ -5,7 +5,7 @@
 //!
 //! | module | gives |
 //! |---|---|
-//! | [`scene`] | two private clusters, a pgbench database in the first, a configuration file |
+//! | [`scene`] | one or two private clusters, pgbench's tables or none, a configuration file |
 //! | [`load`] | unmodified pgbench writing while a test does its work |
 //! | [`binary`] | where `target/release/carveout` is, and one run of a command |
 //! | [`daemon`] | `carveout run` as a process: start, kill, terminate, ask |
@@ -14,11 +14,14 @@
 //! | [`oracle`] | whether a tenant is the same on both sides |
 //! | [`wait`] | a condition with a deadline, in place of a sleep |
 //! | [`seed`] | random numbers that can be had again |
+//! | [`hostile`] | a schema with names and columns that are hard to take along |
+//! | [`workload`] | a random application that writes to it |
 //!
 //! The private clusters themselves are the demo's: `daemon::demo::cluster`.
 
 pub mod binary;
 pub mod daemon;
+pub mod hostile;
 pub mod http;
 pub mod load;
 pub mod oracle;
@@ -26,3 +29,4 @@ pub mod proxy;
 pub mod scene;
 pub mod seed;
 pub mod wait;
+pub mod workload;

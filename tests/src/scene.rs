@@ -47,6 +47,8 @@ pub struct Configuration {
     pub tables: Vec<(String, String)>,
     /// What a tenant's schema and database are called, where it is not `bid_{tenant}`.
     pub names: Option<String>,
+    /// Further lines of the block `tenant_strategy`, as they are.
+    pub strategy: String,
     /// Further top-level lines of YAML, as they are.
     pub extra: String,
 }
@@ -148,11 +150,12 @@ impl Scene {
         Ok(format!(
             "source:\n  url: \"postgresql://postgres@{source}/{DATABASE}?sslmode=disable\"\n\
              tenancy:\n  key: {key}\n{tables}\
-             tenant_strategy:\n{overrides}  database_config:\n    \
+             tenant_strategy:\n{overrides}{}  database_config:\n    \
              tenant_database_pattern: \"postgresql://postgres@{target}/{database}?sslmode=disable\"\n    \
              tenant_schema_pattern: {schema}\n\
              state_dir: \"{folder}/{name}-state\"\n\
              http: {{listen: \"127.0.0.1:{}\", token_file: \"{folder}/{name}.token\"}}\n{}",
+            wanted.strategy,
             free_port()?,
             wanted.extra,
         ))

@@ -95,6 +95,7 @@ fn only_the_unused_keys_of_the_file_are_listed() {
         "tenant_strategy.migration_config.validation_enabled",
         "tenant_strategy.migration_config.rollback_enabled",
         "tenant_strategy.migration_config.dual_write_duration",
+        "limits.memory",
         "limits.reverse_slots",
         "metrics.per_tenant",
         "hooks.before_cutover",
