@@ -5,6 +5,7 @@
 //! that begins now must not count on them.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use connectors::postgres::{self, client, slot, snapshot};
 use schemas::record::AckRecord;
@@ -90,8 +91,8 @@ pub struct Round {
 pub struct Done {
     /// What may be acknowledged now.
     pub position: Lsn,
-    /// What the source said.
-    pub polled: Polled,
+    /// What the source said; `None` when it could not be asked, as while it shuts down.
+    pub polled: Option<Polled>,
 }
 
 /// Runs rounds one after the other, beside the pipeline, which never waits for them.
@@ -104,16 +105,13 @@ pub struct Acknowledger {
     last: Option<AckRecord>,
 }
 
-/// Why a round failed.
+/// A spool could not be synced, or the record not written: nothing may be acknowledged.
 #[derive(Debug, thiserror::Error)]
-pub enum AckError {
-    /// The source could not be asked.
-    #[error(transparent)]
-    Source(#[from] postgres::Error),
-    /// A spool could not be synced, or the record not written: nothing may be acknowledged.
-    #[error("make what was received durable: {0}")]
-    Durable(String),
-}
+#[error("make what was received durable: {0}")]
+pub struct AckError(String);
+
+/// How long the source may take to answer a poll.
+const POLL_PATIENCE: Duration = Duration::from_secs(3);
 
 impl Acknowledger {
     /// For a slot of the source behind `url`.
@@ -123,15 +121,22 @@ impl Acknowledger {
 
     /// Syncs, polls, records. Afterwards the position may be sent.
     pub async fn run(&mut self, round: Round) -> Result<Done, AckError> {
-        let durable = |error: &dyn std::fmt::Display| AckError::Durable(error.to_string());
+        let durable = |error: &dyn std::fmt::Display| AckError(error.to_string());
         let Round { position, base, jobs, held, quarantined } = round;
         let synced = tokio::task::spawn_blocking(move || jobs.iter().try_for_each(SyncJob::run)).await;
         synced.map_err(|error| durable(&error))?.map_err(|error| durable(&error))?;
-        let polled = match self.poll().await {
-            Ok(polled) => polled,
-            Err(error) => {
+        // Not asked, the list of unseen transactions is only longer than it need be. A source that
+        // shuts down answers no questions but waits for this very acknowledgement.
+        let polled = match tokio::time::timeout(POLL_PATIENCE, self.poll()).await {
+            Ok(Ok(polled)) => Some(polled),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "the source could not be asked");
                 self.client = None;
-                return Err(error.into());
+                None
+            }
+            Err(_) => {
+                self.client = None;
+                None
             }
         };
         let (unseen, fresh_xid) = {

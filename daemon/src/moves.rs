@@ -48,8 +48,6 @@ pub struct Context {
     pub copy_tables: Semaphore,
     /// `limits.copy_rows_per_second`.
     pub throttle: Throttle,
-    /// What the acknowledge record said at start: lanes that had more than their target.
-    pub must_hold: Vec<(MoveId, Lsn)>,
 }
 
 impl Context {
@@ -108,6 +106,8 @@ pub struct SpoolLink {
     pub state: Arc<SpoolState>,
     /// The end of the last transaction sealed before the spool's first segment.
     pub prev_end: Lsn,
+    /// The acknowledge record says that spool and target reached this; zero for a new spool.
+    pub must_hold: Lsn,
 }
 
 /// A move while the daemon runs.

@@ -394,20 +394,21 @@ impl Pipeline {
         self.round_running = false;
         match result {
             Ok(Done { position, polled }) => {
-                if polled.lost {
+                if polled.is_some_and(|polled| polled.lost) {
                     return Err(Error::server("acknowledge", "55000", "the slot is lost or was dropped"));
                 }
                 self.acknowledged = self.acknowledged.max(position);
                 let acknowledged = self.acknowledged;
                 self.progress.send_modify(|progress| {
                     progress.acknowledged = acknowledged;
-                    progress.wal_end = progress.wal_end.max(polled.wal_end);
-                    progress.retained_bytes = Some(polled.retained_bytes);
+                    if let Some(polled) = polled {
+                        progress.wal_end = progress.wal_end.max(polled.wal_end);
+                        progress.retained_bytes = Some(polled.retained_bytes);
+                    }
                 });
             }
-            Err(AckError::Source(error)) => tracing::warn!(%error, "the source could not be asked; not acknowledging"),
             // What could not be synced may be lost: it must come from the source again.
-            Err(error @ AckError::Durable(_)) => return Err(Error::state("acknowledge", error)),
+            Err(error) => return Err(Error::state("acknowledge", error)),
         }
         Ok(())
     }

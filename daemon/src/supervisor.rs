@@ -95,7 +95,7 @@ impl Supervisor {
         if let Some(keyed) = keyed.first() {
             config.canonical_overrides(keyed.key_type).map_err(|error| Startup::Refused(error.to_string()))?;
         }
-        let (router, links) = open_lanes(&config, &records, &keyed)?;
+        let (router, links) = open_lanes(&config, &records, &keyed, &ack.held)?;
         let (stop, stopped) = watch::channel(false);
         let (broken_in, broken) = mpsc::channel(16);
         let (base, server_version) = (beginning.base.clone(), beginning.server_version);
@@ -111,7 +111,6 @@ impl Supervisor {
             pipeline,
             base,
             server_version,
-            must_hold: ack.held,
         };
         let supervisor = Arc::new(Supervisor {
             context: Arc::new(context),
@@ -249,6 +248,7 @@ fn open_lanes(
     config: &Config,
     records: &[MoveRecord],
     keyed: &[Keyed],
+    held: &[(MoveId, Lsn)],
 ) -> anyhow::Result<(Router, BTreeMap<MoveId, SpoolLink>)> {
     let routes: BTreeMap<_, _> = moves::routes(keyed).into_iter().collect();
     let budget = Budget { per_tenant: config.limits.spool_per_tenant.0, total: config.limits.spool_total.0 };
@@ -257,7 +257,8 @@ fn open_lanes(
     for record in records.iter().filter(|record| record.phase.has_lane()) {
         let dir = config.state_dir.join("spool").join(record.id.to_string());
         let (spool, prev_end) = SpoolWriter::open(&dir)?;
-        links.insert(record.id, SpoolLink { state: Arc::clone(spool.state()), prev_end });
+        let must_hold = held.iter().find(|(id, _)| *id == record.id).map_or(Lsn::ZERO, |(_, lsn)| *lsn);
+        links.insert(record.id, SpoolLink { state: Arc::clone(spool.state()), prev_end, must_hold });
         let lane = LaneEnd::new(record.id, record.tenant.clone(), record.tables.clone(), spool);
         router.open(lane, []);
     }

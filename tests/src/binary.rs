@@ -23,10 +23,10 @@ pub fn binary() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Runs `carveout <args> -c FILE`, with or without a running daemon.
+/// Runs `carveout -c FILE <args>`, with or without a running daemon.
 pub async fn cli(config: &Path, args: &[&str]) -> Result<Output> {
     let mut command = tokio::process::Command::new(binary()?);
-    command.args(args).arg("-c").arg(config).env("NO_COLOR", "1").stdin(Stdio::null()).kill_on_drop(true);
+    command.arg("-c").arg(config).args(args).env("NO_COLOR", "1").stdin(Stdio::null()).kill_on_drop(true);
     let run = timeout(COMMAND_DEADLINE, command.output()).await;
     run.with_context(|| format!("carveout {args:?} took longer than {COMMAND_DEADLINE:?}"))?.context("run carveout")
 }

@@ -1,5 +1,6 @@
 //! One module per promise.
 mod carve;
+mod faults;
 mod join;
 mod kills;
 mod memory;

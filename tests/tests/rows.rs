@@ -12,7 +12,7 @@ mod verify;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use daemon::demo::cluster::ClusterOptions;
 use serde_json::Value;
 use tests::daemon::Daemon;
@@ -85,11 +85,19 @@ impl Shop {
 
     /// Waits until the tenant holds all that has been written, and compares: by `verify` and by the oracle.
     async fn assert_equal(&self, tenant: &str, to: &str) -> Result<u64> {
-        drained(&self.scene, &self.daemon, &[tenant]).await?;
+        self.drained(tenant).await?;
         let (target, schema) = self.target(tenant, to).await?;
         let rows = hostile::assert_tenant_equal(&self.source, tenant, &target, &schema).await?;
         verify_equal(&self.daemon, tenant).await?;
         Ok(rows)
+    }
+
+    /// Waits until the tenant holds all that has been written; a fault ends the waiting.
+    async fn drained(&self, tenant: &str) -> Result<()> {
+        tokio::select! {
+            drained = drained(&self.scene, &self.daemon, &[tenant]) => drained,
+            status = self.faulted(tenant) => bail!("tenant {tenant} stopped, or did not get there in time: {:?}", status.map(|status| status["fault"].clone())),
+        }
     }
 
     /// Waits until the tenant's move stands with a fault; its status.

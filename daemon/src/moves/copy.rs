@@ -28,7 +28,7 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
     let record = moving.record();
     let target = context.target(&record)?;
     let tables = context.tables(&record.tables).await?;
-    require_spool(context, moving)?;
+    require_spool(moving)?;
     let client = client::connect(&target.url, "copy").await?;
     let checkpoint = control::open_checkpoint(&client, record.id, &record.tenant, &context.origin()).await?;
     let mut copied: HashMap<String, Copied> = control::read_copied(&client, record.id).await?.into_iter().collect();
@@ -67,10 +67,10 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
 }
 
 /// After a restart the spool must still hold what was acknowledged: nothing else does.
-fn require_spool(context: &Context, moving: &Moving) -> std::result::Result<(), StepError> {
+fn require_spool(moving: &Moving) -> std::result::Result<(), StepError> {
     let id = moving.record().id;
-    let held = context.must_hold.iter().find(|(lane, _)| *lane == id).map_or(Lsn::ZERO, |(_, lsn)| *lsn);
     let link = moving.spool();
+    let held = link.as_ref().map_or(Lsn::ZERO, |link| link.must_hold);
     let end = link.as_ref().map_or(Lsn::ZERO, |link| link.state.sealed.borrow().end);
     let first = link.map_or(Lsn::ZERO, |link| link.prev_end);
     if end >= held && first == Lsn::ZERO {

@@ -155,7 +155,7 @@ async fn open_lane(context: &Context, moving: &Moving) -> Result<(), StepError> 
     let tables = context.tables(&record.tables).await?;
     let (spool, prev_end) =
         SpoolWriter::open(&context.spool_dir(record.id)).map_err(|error| spool_fault(&record, &error))?;
-    let link = SpoolLink { state: Arc::clone(spool.state()), prev_end };
+    let link = SpoolLink { state: Arc::clone(spool.state()), prev_end, must_hold: Lsn::ZERO };
     let lane = LaneEnd::new(record.id, record.tenant, record.tables, spool);
     context.pipeline.open(lane, routes(&tables)).await?;
     moving.set_spool(Some(link));
@@ -196,14 +196,13 @@ async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
     let copied = control::read_copied(&client, record.id).await?;
     drop(client);
     let (commands, receiver) = mpsc::channel(LANE_COMMANDS);
-    let held = context.must_hold.iter().find(|(id, _)| *id == record.id);
     let plan = LanePlan {
         sink: moving.sink_plan(&target, checkpoint.epoch),
         spool_dir: context.spool_dir(record.id),
         spool: link.state,
         copied: copied.into_iter().collect(),
         prev_end: link.prev_end,
-        must_hold: held.map_or(Lsn::ZERO, |(_, lsn)| *lsn),
+        must_hold: link.must_hold,
         batch_rows: usize::try_from(context.config.tenant_strategy.migration_config.batch_size).unwrap_or(usize::MAX),
     };
     moving.set_lane(Some(commands));

@@ -149,7 +149,7 @@ async fn a_tenant_may_be_called_anything_that_text_can_hold() -> Result<()> {
     for (tenant, to) in TENANTS {
         cli(&shop.config, &["move", "--to", to, "--", tenant]).await?;
     }
-    for (tenant, to) in TENANTS {
+    for (tenant, _) in TENANTS {
         phase(&shop.daemon, tenant, &["streaming"]).await?;
         // From the next tenant to this one: the large value has to come along.
         shop.sql(&format!("UPDATE {} SET {} = {} WHERE \"select\" IN (40, 41, 42, 43)", tables[0].sql(), key(), hostile::literal(tenant))).await?;
@@ -157,7 +157,7 @@ async fn a_tenant_may_be_called_anything_that_text_can_hold() -> Result<()> {
     for (tenant, to) in TENANTS {
         let name = super::NAMES.replace("{tenant}", &tenant.replace('-', "_"));
         ensure!(shop.daemon.tenant(tenant).await?["target"] == name.as_str(), "{name}");
-        crate::carve::drained(&shop.scene, &shop.daemon, &[tenant]).await?;
+        shop.drained(tenant).await?;
         let (target, schema) = shop.target(tenant, to).await?;
         let rows = hostile::assert_tenant_equal(&shop.source, tenant, &target, &schema).await?;
         ensure!(rows >= 70, "{tenant}: {rows} rows");

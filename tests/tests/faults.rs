@@ -1,0 +1,262 @@
+//! What goes wrong around the daemon: targets that are away, servers that crash, connections that are
+//! cut, spools that fill or vanish. One tenant's trouble stays that tenant's.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use daemon::demo::cluster::{ClusterOptions, StopMode};
+use rand::Rng;
+use schemas::Lsn;
+use serde_json::Value;
+use tests::daemon::Daemon;
+use tests::proxy::Proxy;
+use tests::scene::{Configuration, Scene};
+use tests::seed::rng;
+use tests::wait::until;
+
+use crate::carve::{assert_tenant_equal, cli, drained, phase, start_move, verify_equal};
+
+const SOON: Duration = Duration::from_secs(60);
+const BOTH: [(&str, &str); 2] = [("7", "schema"), ("11", "database")];
+
+/// A scene with proxies before both servers, prepared, both tenants in step.
+struct Stage {
+    scene: Scene,
+    source: Proxy,
+    target: Proxy,
+    daemon: Daemon,
+}
+
+async fn stage(extra: &str, options: ClusterOptions) -> Result<Stage> {
+    let scene = Scene::start_with(11, options, ClusterOptions::default()).await?;
+    let source = Proxy::start(format!("127.0.0.1:{}", scene.source.port).parse()?).await?;
+    let target = Proxy::start(format!("127.0.0.1:{}", scene.target.port).parse()?).await?;
+    let (at_source, at_target) = (Some(source.addr), Some(target.addr));
+    let wanted =
+        Configuration { source: at_source, target: at_target, extra: extra.to_owned(), ..Configuration::default() };
+    let config = scene.write_config("carveout", &wanted)?;
+    cli(&config, &["prepare", "--apply"]).await?;
+    let daemon = Daemon::start(&config).await?;
+    for (tenant, to) in BOTH {
+        start_move(&daemon, tenant, to).await?;
+    }
+    for (tenant, _) in BOTH {
+        phase(&daemon, tenant, &["streaming"]).await?;
+    }
+    Ok(Stage { scene, source, target, daemon })
+}
+
+impl Stage {
+    async fn all_equal(&self) -> Result<()> {
+        for (tenant, to) in BOTH {
+            phase(&self.daemon, tenant, &["streaming"]).await?;
+            drained(&self.scene, &self.daemon, &[tenant]).await?;
+            verify_equal(&self.daemon, tenant).await?;
+            assert_tenant_equal(&self.scene, tenant, to).await?;
+        }
+        Ok(())
+    }
+
+    async fn confirmed(&self) -> Result<Lsn> {
+        let client = self.scene.source_client().await?;
+        let sql = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'carveout'";
+        Ok(client.query_one(sql, &[]).await?.get::<_, String>(0).parse()?)
+    }
+
+    async fn when(&self, tenant: &str, what: &str, met: impl Fn(&Value) -> bool) -> Result<Value> {
+        until(&format!("tenant {tenant} {what}"), SOON, async || {
+            let status = self.daemon.tenant(tenant).await?;
+            ensure!(met(&status), "{status}");
+            Ok(status)
+        })
+        .await
+    }
+}
+
+fn seconds(status: &Value) -> f64 {
+    status["lag_seconds"].as_f64().unwrap_or(f64::MAX)
+}
+
+/// S05, T04: the spool of the dead target grows, the slot goes on, the other tenant stays in step.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_target_holds_back_neither_the_slot_nor_another_tenant() -> Result<()> {
+    let stage = stage("", ClusterOptions::default()).await?;
+    let mut load = stage.scene.load(2, Some(200)).await?;
+    stage.target.refuse(true);
+    stage.target.cut();
+    stage.when("11", "five seconds behind", |status| seconds(status) > 5.0).await?;
+    let confirmed = stage.confirmed().await?;
+    until("the slot to go on", SOON, async || {
+        let now = stage.confirmed().await?;
+        ensure!(now > confirmed, "{now}");
+        Ok(())
+    })
+    .await?;
+    stage.when("7", "in step", |status| seconds(status) < 1.0 && status["phase"] == "streaming").await?;
+    ensure!(stage.daemon.tenant("11").await?["spool_bytes"].as_u64() > Some(0), "nothing is spooled");
+    stage.target.refuse(false);
+    load.check()?;
+    load.stop().await?.assert_fine()?;
+    stage.all_equal().await?;
+    stage.daemon.assert_no_errors(&[])
+}
+
+/// T07, N01: both links cut at random, also between COMMIT and its answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_cut_at_random_lose_and_double_nothing() -> Result<()> {
+    let mut rng = rng("cuts");
+    let stage = stage("", ClusterOptions::default()).await?;
+    let mut load = stage.scene.load(4, None).await?;
+    for _ in 0..40 {
+        let before = stage.daemon.tenant("11").await?["applied_lsn"].clone();
+        stage.when("11", "moving", |status| status["applied_lsn"] != before).await?;
+        tokio::time::sleep(Duration::from_millis(rng.random_range(0..50))).await;
+        match rng.random_range(0..3) {
+            0 => stage.source.cut(),
+            _ => stage.target.cut(),
+        }
+    }
+    load.check()?;
+    load.stop().await?.assert_fine()?;
+    stage.all_equal().await?;
+    stage.daemon.assert_no_errors(&[])
+}
+
+/// T07: the servers crash and recover; pgbench is started again for the source's crash.
+#[tokio::test(flavor = "multi_thread")]
+async fn crashes_of_either_server_lose_and_double_nothing() -> Result<()> {
+    let stage = stage("", ClusterOptions::default()).await?;
+    let mut load = stage.scene.load(4, None).await?;
+    for _ in 0..3 {
+        stage.scene.target.stop(StopMode::Immediate)?;
+        stage.when("11", "behind", |status| seconds(status) > 1.0).await?;
+        stage.scene.target.start_again()?;
+        phase(&stage.daemon, "11", &["streaming"]).await?;
+    }
+    load.check()?;
+    for _ in 0..3 {
+        stage.scene.source.stop(StopMode::Immediate)?;
+        // Its clients fail with it; that is not ours.
+        load.stop().await?;
+        stage.scene.source.start_again()?;
+        load = stage.scene.load(4, None).await?;
+        let confirmed = stage.confirmed().await?;
+        until("the stream to go on", SOON, async || {
+            let now = stage.confirmed().await?;
+            ensure!(now > confirmed, "{now}");
+            Ok(())
+        })
+        .await?;
+    }
+    load.stop().await?.assert_fine()?;
+    stage.all_equal().await?;
+    stage.daemon.assert_no_errors(&[])
+}
+
+/// DESIGN 3.2: a used-up budget takes out that lane alone, also when the daemon is killed then; `move`
+/// copies it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_over_its_budget_costs_that_tenant_a_copy_and_nobody_else() -> Result<()> {
+    let mut stage = stage("limits: {spool_per_tenant: 1MiB}\n", ClusterOptions::default()).await?;
+    stage.target.refuse(true);
+    stage.target.cut();
+    let source = stage.scene.source_client().await?;
+    let sql = "INSERT INTO pgbench_history (tid, bid, aid, delta, mtime, filler) \
+               SELECT 1, 11, n, n, now(), 'much' FROM generate_series(1, 30000) n";
+    source.batch_execute(sql).await?;
+    let status = stage.when("11", "out", |status| status["phase"] == "needs_copy").await?;
+    ensure!(status["fault"]["code"] == "spool_full", "{status}");
+    stage.daemon.kill()?;
+    let config = stage.daemon.config.clone();
+    stage.daemon = Daemon::start(&config).await?;
+    ensure!(stage.daemon.tenant("11").await?["phase"] == "needs_copy", "the daemon forgot");
+    stage.when("7", "in step", |status| status["phase"] == "streaming").await?;
+    stage.target.refuse(false);
+    start_move(&stage.daemon, "11", "database").await?;
+    stage.all_equal().await?;
+    stage.daemon.assert_no_errors(&["a lane was taken out"])
+}
+
+/// T08, S03: what was acknowledged into a spool that is gone is not skipped over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_that_vanished_means_a_copy_never_a_gap() -> Result<()> {
+    let mut stage = stage("", ClusterOptions::default()).await?;
+    stage.target.refuse(true);
+    stage.target.cut();
+    let source = stage.scene.source_client().await?;
+    source.batch_execute("UPDATE pgbench_accounts SET abalance = 5 WHERE bid = 11 AND aid % 7 = 0").await?;
+    let end: String = source.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
+    let end: Lsn = end.parse()?;
+    until("the change to be acknowledged", SOON, async || {
+        let confirmed = stage.confirmed().await?;
+        ensure!(confirmed >= end, "{confirmed} of {end}");
+        Ok(())
+    })
+    .await?;
+    stage.daemon.kill()?;
+    std::fs::remove_dir_all(stage.scene.path().join("carveout-state/spool/m2")).context("remove the spool")?;
+    stage.target.refuse(false);
+    let config = stage.daemon.config.clone();
+    stage.daemon = Daemon::start(&config).await?;
+    let status = stage.when("11", "refused", |status| status["phase"] == "needs_copy").await?;
+    ensure!(status["fault"]["code"] == "gap", "{status}");
+    start_move(&stage.daemon, "11", "database").await?;
+    stage.all_equal().await
+}
+
+/// S10, S11: a target that is locked for long does not cost the connection to the source.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_target_does_not_break_the_stream() -> Result<()> {
+    let options = ClusterOptions {
+        settings: vec![("wal_sender_timeout".to_owned(), "2s".to_owned())],
+        ..ClusterOptions::default()
+    };
+    let stage = stage("", options).await?;
+    let load = stage.scene.load(2, Some(100)).await?;
+    let locker = stage.scene.target_client("bid_11").await?;
+    locker
+        .batch_execute("BEGIN; LOCK TABLE pgbench_accounts, pgbench_tellers, pgbench_branches, pgbench_history")
+        .await?;
+    stage.when("11", "eight seconds behind", |status| seconds(status) > 8.0).await?;
+    locker.batch_execute("COMMIT").await?;
+    load.stop().await?.assert_fine()?;
+    stage.all_equal().await?;
+    ensure!(!stage.daemon.log()?.contains("the stream ended"), "the stream was broken");
+    stage.daemon.assert_no_errors(&[])
+}
+
+/// S06: writes that nobody publishes do not hold the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn unpublished_writes_do_not_hold_the_log() -> Result<()> {
+    let stage = stage("", ClusterOptions::default()).await?;
+    let source = stage.scene.source_client().await?;
+    source.batch_execute("CREATE TABLE noise (n bigint, t text)").await?;
+    for _ in 0..4 {
+        source.batch_execute("INSERT INTO noise SELECT n, repeat('x', 200) FROM generate_series(1, 50000) n").await?;
+    }
+    let end: String = source.query_one("SELECT pg_current_wal_lsn()::text", &[]).await?.get(0);
+    let end: Lsn = end.parse()?;
+    until("the slot to follow", SOON, async || {
+        let confirmed = stage.confirmed().await?;
+        ensure!(confirmed >= end, "{confirmed} of {end}");
+        Ok(())
+    })
+    .await
+}
+
+/// S13: a fast shutdown of the source does not wait for us, even with a lane that is behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fast_shutdown_of_the_source_is_not_held_up() -> Result<()> {
+    let stage = stage("", ClusterOptions::default()).await?;
+    let load = stage.scene.load(4, None).await?;
+    stage.target.refuse(true);
+    stage.target.cut();
+    stage.when("11", "behind", |status| seconds(status) > 1.0).await?;
+    load.stop().await?;
+    let began = std::time::Instant::now();
+    stage.scene.source.stop(StopMode::Fast)?;
+    ensure!(began.elapsed() < Duration::from_secs(10), "the shutdown took {:?}", began.elapsed());
+    stage.scene.source.start_again()?;
+    stage.target.refuse(false);
+    stage.all_equal().await
+}
