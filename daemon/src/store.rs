@@ -10,6 +10,7 @@ use schemas::MoveId;
 use schemas::record::{self, AckRecord, BadRecord, MoveRecord};
 
 const FORMAT: &str = "format";
+const IDENTITY: &str = "identity";
 const ACK: &str = "ack";
 const MOVE: &str = "move/";
 const NEXT_MOVE: &str = "next_move";
@@ -77,6 +78,10 @@ impl Store {
                 return Err(StoreError::Emptied(state_dir.display().to_string()));
             }
             db.insert(FORMAT, b"1".as_slice())?;
+            db.insert(
+                IDENTITY,
+                format!("state {:x}-{:x}", crate::clock::unix_micros(), std::process::id()).as_bytes(),
+            )?;
             db.flush()?;
             fs::write(&mark, "made by carveout; do not change what is in this folder\n")?;
         }
@@ -93,6 +98,12 @@ impl Store {
         self.db.insert(key, bytes)?;
         self.db.flush()?;
         Ok(())
+    }
+
+    /// A name that no other state directory has; the slot is claimed under it.
+    pub fn identity(&self) -> Result<String, StoreError> {
+        let bytes = self.db.get(IDENTITY)?.unwrap_or_default();
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// The acknowledge record; `None` before the first acknowledgement.

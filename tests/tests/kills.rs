@@ -95,7 +95,7 @@ async fn sample(scene: &Scene, daemon: &Daemon) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_five_random_kills_lose_and_double_nothing() -> Result<()> {
     let mut rng = rng("kills");
-    let scene = Scene::start(12).await?;
+    let scene = Scene::start(20).await?;
     let proxy = Proxy::start(format!("127.0.0.1:{}", scene.target.port).parse()?).await?;
     let wanted = Configuration {
         target: Some(proxy.addr),

@@ -12,7 +12,7 @@ use crate::carve::{assert_tenant_equal, cli, drained, phase, start_move, verify_
 /// T06 aside, the whole spine: one tenant to a schema, one to another server, equal during and after.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_branches_leave_under_load_and_are_equal_during_and_after() -> Result<()> {
-    let scene = Scene::start(12).await?;
+    let scene = Scene::start(20).await?;
     let config = scene.write_config("carveout", &Configuration::default())?;
     cli(&config, &["prepare", "--apply"]).await?;
     let mut load = scene.load(4, None).await?;

@@ -94,8 +94,9 @@ impl Shop {
 
     /// Waits until the tenant holds all that has been written; a fault ends the waiting.
     async fn drained(&self, tenant: &str) -> Result<()> {
+        let tenants = [tenant];
         tokio::select! {
-            drained = drained(&self.scene, &self.daemon, &[tenant]) => drained,
+            drained = drained(&self.scene, &self.daemon, &tenants) => drained,
             status = self.faulted(tenant) => bail!("tenant {tenant} stopped, or did not get there in time: {:?}", status.map(|status| status["fault"].clone())),
         }
     }

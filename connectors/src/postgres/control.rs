@@ -209,3 +209,17 @@ pub async fn created(client: &Client) -> Result<(Vec<String>, Vec<String>)> {
 pub fn object_name(table: &TableName) -> String {
     super::quote::table(table)
 }
+
+/// Claims the slot for a state directory; false when it belongs to another one. Two directories on
+/// one slot would each acknowledge what the other has not seen.
+pub async fn claim_slot(client: &Client, slot: &str, state: &str) -> Result<bool> {
+    let row = client
+        .query_one(
+            "INSERT INTO carveout.objects AS o (move, kind, name) VALUES ($1, 'slot', $2)
+             ON CONFLICT (kind, name) DO UPDATE SET move = o.move RETURNING move",
+            &[&state, &slot],
+        )
+        .await
+        .doing(format!("claim slot {slot}"))?;
+    Ok(row.get::<_, &str>(0) == state)
+}

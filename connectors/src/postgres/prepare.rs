@@ -22,7 +22,6 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(500);
 pub async fn wanted(client: &Client, config: &Config, keyed: &[Keyed]) -> Result<Vec<Finding>> {
     let mut findings: Vec<Finding> = keyed.iter().filter_map(identity).collect();
     findings.extend(publication(client, &config.source.publication, &names(keyed)).await?);
-    findings.extend(slot(client, &config.source.slot).await?);
     let control: bool = client
         .query_one("SELECT to_regclass('carveout.objects') IS NOT NULL", &[])
         .await
@@ -31,6 +30,7 @@ pub async fn wanted(client: &Client, config: &Config, keyed: &[Keyed]) -> Result
     if !control {
         findings.push(Finding::prepared("schema carveout", "it does not exist", control::SETUP));
     }
+    findings.extend(slot(client, &config.source.slot).await?);
     Ok(findings)
 }
 
@@ -84,7 +84,12 @@ async fn publication(client: &Client, name: &str, tables: &[TableName]) -> Resul
 async fn slot(client: &Client, name: &str) -> Result<Vec<Finding>> {
     let object = format!("slot {name}");
     let Some(found) = slot::find(client, name).await? else {
-        let sql = format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput')", literal(name));
+        // A slot that is made anew belongs to no state directory yet.
+        let sql = format!(
+            "SELECT pg_create_logical_replication_slot({name}, 'pgoutput'); \
+             DELETE FROM carveout.objects WHERE kind = 'slot' AND name = {name}",
+            name = literal(name)
+        );
         return Ok(vec![Finding::prepared(object, "it does not exist", sql)]);
     };
     let here: String =

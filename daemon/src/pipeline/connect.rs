@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex};
 
 use connectors::postgres::stream::Stream;
 use connectors::postgres::wire::Wire;
-use connectors::postgres::{Error, Result, client, slot, snapshot};
+use connectors::postgres::{Error, Result, client, control, slot, snapshot};
 use schemas::Lsn;
 use schemas::config::Config;
 use schemas::record::{AckRecord, Fault};
 
 use crate::ack::{SharedUnseen, Unseen};
 use crate::store::Store;
+use crate::supervisor::Startup;
 
 /// Where the pipeline begins.
 pub struct Beginning {
@@ -29,8 +30,16 @@ pub struct Beginning {
 pub async fn begin(config: &Config, store: &Store) -> anyhow::Result<Beginning> {
     let system = Wire::connect(&config.source.url, "carveout").await?.identify_system().await?;
     let client = client::connect(&config.source.url, "start").await?;
+    let slot_name = config.source.slot.clone();
     let slot = required_slot(&client, config).await?;
     let publication = required_publication(&client, config).await?;
+    if !control::claim_slot(&client, &slot_name, &store.identity()?).await? {
+        let text = format!(
+            "slot {slot_name} belongs to another state directory. Start the daemon with that one; if it is lost, drop the slot, \
+             run `carveout prepare --apply`, drop the old targets and move the tenants again"
+        );
+        return Err(if slot.active { Startup::Locked(text) } else { Startup::Refused(text) }.into());
+    }
     let record = store.ack()?;
     let base = AckRecord {
         system_id: system.system_id.clone(),
