@@ -5,10 +5,14 @@
 
 mod values;
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::Client;
 
 use crate::hostile::{Id, KEY, Kind, TABLES, Table, literal, quoted};
@@ -237,9 +241,13 @@ fn swap(rng: &mut StdRng, table: &Table) -> String {
     }
 }
 
-/// Ends when `stop` says so; how a session writes while a test does its work.
-pub async fn write_until(mut workload: Workload, stop: tokio::sync::watch::Receiver<bool>) -> Result<Tally> {
+/// Writes until `stop` says so, at most so many transactions a second: how a session writes while a test does
+/// its work.
+pub async fn write_until(mut workload: Workload, rate: u32, stop: watch::Receiver<bool>) -> Result<Tally> {
+    let mut pace = interval(Duration::from_secs(1) / rate);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while !*stop.borrow() {
+        pace.tick().await;
         workload.run(1).await?;
     }
     if workload.tally.committed == 0 {

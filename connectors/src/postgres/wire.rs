@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 use super::quote::ident;
 use super::{Error, Result, client};
 
-/// To connect and to be accepted, where the URL does not say.
+/// To connect and to be accepted, where the URL does not say, or says 0: nothing waits for ever.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// To answer what costs the server nothing.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
