@@ -30,6 +30,8 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 /// A lane that has had its connection for this long gives it up when others wait for one.
 const SHARE_AFTER: Duration = Duration::from_secs(2);
+/// How often a lane without a connection looks for commands.
+const LOOK_FOR_COMMANDS: Duration = Duration::from_millis(500);
 /// Transient failures of one group in a row before the operator is told.
 const PATIENCE: u32 = 5;
 
@@ -113,6 +115,8 @@ pub struct Lane {
     commands: mpsc::Receiver<LaneCommand>,
     stop: watch::Receiver<bool>,
     held: bool,
+    /// Whether this run has compared target, spool and record.
+    compared: bool,
 }
 
 impl Lane {
@@ -125,7 +129,7 @@ impl Lane {
         commands: mpsc::Receiver<LaneCommand>,
         stop: watch::Receiver<bool>,
     ) -> Self {
-        Lane { plan, meter, connections, progress, commands, stop, held: false }
+        Lane { plan, meter, connections, progress, commands, stop, held: false, compared: false }
     }
 
     /// Runs until it is stopped or cannot go on.
@@ -175,6 +179,7 @@ impl Lane {
     }
 
     async fn try_session(&mut self) -> std::result::Result<End, End> {
+        self.work().await?;
         let connections = Arc::clone(&self.connections);
         let permit = tokio::select! {
             permit = connections.acquire() => permit,
@@ -185,6 +190,7 @@ impl Lane {
         let mut sink = PostgresSink::open(&self.plan.sink).await?;
         let mut lsn = sink.position().await?;
         self.compare(lsn)?;
+        self.compared = true;
         let mut reader = SpoolReader::open(&self.plan.spool_dir).map_err(|error| self.spool_broken(&error))?;
         let mut group = Group::new(&self.plan.copied, Arc::clone(&self.plan.spool));
         let mut sealed = self.plan.spool.sealed.subscribe();
@@ -199,7 +205,7 @@ impl Lane {
                     Err(_) if *self.stop.borrow() => return Ok(End::Stopped),
                     Err(_) => {}
                 }
-                if began.elapsed() > SHARE_AFTER && self.connections.available_permits() == 0 && !self.held {
+                if began.elapsed() > SHARE_AFTER && self.is_wanted() {
                     return Ok(End::Shared);
                 }
                 continue;
@@ -212,8 +218,31 @@ impl Lane {
                     lsn = self.command(command, &mut sink, &mut reader, &mut group, lsn).await?;
                 }
                 changed = sealed.changed(), if !self.held => changed.map_err(|_| End::Stopped)?,
+                () = tokio::time::sleep(SHARE_AFTER), if !self.held => {
+                    if self.is_wanted() {
+                        return Ok(End::Shared);
+                    }
+                }
             }
         }
+    }
+
+    /// Whether others may be waiting for this lane's connection.
+    fn is_wanted(&self) -> bool {
+        !self.held && self.connections.available_permits() == 0
+    }
+
+    /// Waits until there is a reason to connect: a first comparison, something to apply, a command.
+    async fn work(&self) -> std::result::Result<(), End> {
+        let mut sealed = self.plan.spool.sealed.subscribe();
+        while self.compared && self.plan.spool.caught_up() && self.commands.is_empty() {
+            tokio::select! {
+                changed = sealed.changed() => changed.map_err(|_| End::Stopped)?,
+                () = tokio::time::sleep(LOOK_FOR_COMMANDS) => {}
+                () = stop::told(&self.stop) => return Err(End::Stopped),
+            }
+        }
+        Ok(())
     }
 
     /// Nothing may be missing between the target, the spool and what was acknowledged.

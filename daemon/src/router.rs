@@ -197,7 +197,8 @@ impl Router {
     pub fn change(&mut self, raw: &Bytes, message: pgoutput::Message<'_>) -> connectors::postgres::Result<()> {
         use pgoutput::Message as M;
         match message {
-            M::Relation(relation) => self.learn(raw.clone(), relation),
+            // A copy: the message's bytes share a read buffer, which is not to be kept.
+            M::Relation(relation) => self.learn(Bytes::copy_from_slice(raw), relation),
             M::Insert { relation, new } => {
                 let tenant = self.lane_of(relation, new)?;
                 self.write(tenant, relation, &[raw]);

@@ -260,3 +260,28 @@ async fn a_fast_shutdown_of_the_source_is_not_held_up() -> Result<()> {
     stage.target.refuse(false);
     stage.all_equal().await
 }
+
+/// T14 in small: lanes share the connections; nobody starves, idle lanes let go.
+#[tokio::test(flavor = "multi_thread")]
+async fn more_lanes_than_connections_all_stay_in_step() -> Result<()> {
+    let scene = Scene::start(8).await?;
+    let wanted = Configuration { extra: "limits: {target_connections: 2}\n".to_owned(), ..Configuration::default() };
+    let config = scene.write_config("carveout", &wanted)?;
+    cli(&config, &["prepare", "--apply"]).await?;
+    let daemon = Daemon::start(&config).await?;
+    let tenants = ["1", "2", "3", "4", "5", "6", "7", "8"];
+    for tenant in tenants {
+        start_move(&daemon, tenant, "database").await?;
+    }
+    let load = scene.load(2, Some(100)).await?;
+    for tenant in tenants {
+        phase(&daemon, tenant, &["streaming", "catching_up"]).await?;
+    }
+    load.stop().await?.assert_fine()?;
+    drained(&scene, &daemon, &tenants).await?;
+    for tenant in tenants {
+        verify_equal(&daemon, tenant).await?;
+        assert_tenant_equal(&scene, tenant, "database").await?;
+    }
+    daemon.assert_no_errors(&[])
+}

@@ -63,6 +63,12 @@ pub async fn connect_with(url: &PgUrl, purpose: &str, settings: &str) -> Result<
 
 /// Refuses a URL that asks for TLS, which this version does not speak.
 pub fn require_plain(url: &PgUrl) -> Result<()> {
+    if url.channel_binding.as_deref() == Some("require") {
+        return Err(Error::state(
+            format!("connect to {url}"),
+            "channel_binding=require needs TLS, which this version does not have",
+        ));
+    }
     match url.effective_sslmode() {
         SslMode::Disable => Ok(()),
         mode => Err(Error::state(

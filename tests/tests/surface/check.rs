@@ -1,0 +1,97 @@
+//! What `check` refuses, and with which words.
+
+use anyhow::{Context, Result, ensure};
+use daemon::demo::cluster::ClusterOptions;
+use serde_json::Value;
+use tests::scene::Configuration;
+
+use super::{Desk, run};
+use crate::carve::cli;
+
+/// Tables that this version cannot move: name, what makes it, a part of the reason.
+const REFUSED: [(&str, &str, &str); 15] = [
+    ("no_tenant", "CREATE TABLE no_tenant (id integer PRIMARY KEY)", "no column \"bid\""),
+    ("numeric_key", "CREATE TABLE numeric_key (bid numeric, id integer)", "type numeric"),
+    ("with_enum", "CREATE TYPE mood AS ENUM ('a', 'b'); CREATE TABLE with_enum (bid integer, m mood)", "type mood"),
+    ("with_enums", "CREATE TABLE with_enums (bid integer, m mood[])", "type mood[]"),
+    ("with_domain", "CREATE DOMAIN small AS integer CHECK (VALUE < 9); CREATE TABLE with_domain (bid integer, d small)", "type small"),
+    ("with_composite", "CREATE TYPE pair AS (a integer, b text); CREATE TABLE with_composite (bid integer, p pair)", "type pair"),
+    ("parted", "CREATE TABLE parted (bid integer, id integer) PARTITION BY LIST (id); CREATE TABLE part PARTITION OF parted FOR VALUES IN (1)", "partitioned"),
+    ("part", "SELECT 1", "partitions"),
+    ("heir", "CREATE TABLE parent (bid integer); CREATE TABLE heir (id integer) INHERITS (parent)", "inheritance"),
+    ("fleeting", "CREATE UNLOGGED TABLE fleeting (bid integer)", "unlogged"),
+    ("secured", "CREATE TABLE secured (bid integer); ALTER TABLE secured ENABLE ROW LEVEL SECURITY", "row level security"),
+    ("abroad", "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w; CREATE FOREIGN TABLE abroad (bid integer) SERVER s", "foreign table"),
+    ("with_oid", "CREATE TABLE with_oid (bid integer, c regclass)", "type regclass"),
+    ("with_function", "CREATE FUNCTION f() RETURNS integer LANGUAGE sql AS 'SELECT 1'; CREATE TABLE with_function (bid integer, id integer DEFAULT f())", "default"),
+    ("with_collation", "CREATE COLLATION mine (provider = icu, locale = 'sv-x-icu'); CREATE TABLE with_collation (bid integer, t text COLLATE mine)", "collation"),
+];
+
+/// R13, R15, R19, R20, S15: every table that cannot be moved is named with its reason and the way out, all at
+/// once; `prepare` does nothing while there are any; left out by the configuration, they are no obstacle.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_cannot_be_moved_are_refused_each_with_its_reason() -> Result<()> {
+    let desk = Desk::open().await?;
+    for (_, sql, _) in REFUSED {
+        desk.sql(sql).await?;
+    }
+    let json = run(&desk.config, &["check", "--output", "json"]).await?;
+    let findings: Value = serde_json::from_str(&json.stdout).context("read the findings")?;
+    ensure!(json.code == Some(1), "{json:#?}");
+    for (name, _, reason) in REFUSED {
+        let object = format!("public.{name}");
+        let about: Vec<&Value> = findings.as_array().context("a list")?.iter().filter(|f| f["object"] == object.as_str()).collect();
+        let said = about.iter().any(|finding| {
+            finding["severity"] == "error"
+                && finding["cause"].as_str().is_some_and(|cause| cause.contains(reason))
+                && finding["remedy"].as_str().is_some_and(|remedy| remedy.contains("exclude: true"))
+        });
+        ensure!(said, "{object}: {about:#?}");
+    }
+    let prepare = run(&desk.config, &["prepare", "--apply"]).await?;
+    prepare.assert(1, &["public.secured", "nothing was run"])?;
+    ensure!(desk.ask("SELECT count(*) FROM pg_replication_slots").await? == "0", "a slot was made");
+    ensure!(desk.ask("SELECT count(*) FROM pg_publication").await? == "0", "a publication was made");
+    let names = REFUSED.iter().map(|(name, ..)| *name).chain(["parent"]);
+    let tables = names.map(|name| (format!("public.{name}"), "{exclude: true}".to_owned())).collect();
+    let config = desk.scene.write_config("excluded", &Configuration { tables, ..Configuration::default() })?;
+    cli(&config, &["prepare", "--apply"]).await?;
+    run(&config, &["check"]).await?.assert(0, &["errors: 0", "tables that move: public.events, public.orders\n"])
+}
+
+/// INTERFACE: `via` and `reference` are accepted in the file and refused with a clear word, and so is a table
+/// that does not exist.
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_that_this_version_does_not_have_are_refused_by_name() -> Result<()> {
+    let desk = Desk::open().await?;
+    desk.sql("CREATE TABLE lines (order_id integer); CREATE TABLE countries (id integer)").await?;
+    let tables = [("lines", "{via: order_id}"), ("countries", "{reference: true}"), ("nowhere", "{exclude: true}")];
+    let tables = tables.map(|(name, policy)| (name.to_owned(), policy.to_owned())).to_vec();
+    let config = desk.scene.write_config("later", &Configuration { tables, ..Configuration::default() })?;
+    run(&config, &["check"]).await?.assert(
+        1,
+        &["public.lines", "foreign keys cannot be moved by this version", "public.countries", "reference tables", "nowhere", "no such table", "exclude: true"],
+    )
+}
+
+/// S15, N05: wrong server settings, a role that may too little and a server that is no primary's are all listed
+/// at once, with the SQL that mends them; nothing is written.
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_and_privileges_that_stand_in_the_way_are_listed_at_once() -> Result<()> {
+    let settings = vec![("wal_level".to_owned(), "replica".to_owned())];
+    let desk = Desk::open_with(ClusterOptions { settings, ..ClusterOptions::default() }, Configuration::default()).await?;
+    desk.sql("CREATE ROLE \"Car ver\" LOGIN; GRANT SELECT ON orders TO \"Car ver\"").await?;
+    let text = std::fs::read_to_string(&desk.config)?.replace("postgres@", "Car%20ver@");
+    std::fs::write(&desk.config, text)?;
+    let said = run(&desk.config, &["check"]).await?;
+    said.assert(1, &["wal_level", "it is replica", "ALTER SYSTEM SET wal_level = logical", "restart"])?;
+    said.assert(1, &["role Car ver", "ALTER ROLE \"Car ver\" REPLICATION"])?;
+    said.assert(1, &["events", "may not read", "GRANT SELECT ON"])?;
+    said.assert(1, &["tenant_schema_pattern", "tenant_database_pattern", "CREATEDB"])?;
+    run(&desk.config, &["prepare", "--apply"]).await?.assert(1, &["nothing was run"])?;
+    let (status, log) = desk.refused(&desk.config).await?;
+    ensure!(status.code() == Some(1) || status.code() == Some(3), "{status} {log}");
+    ensure!(desk.ask("SELECT count(*) FROM pg_publication").await? == "0", "a publication was made");
+    desk.scene.source.stop(daemon::demo::cluster::StopMode::Fast)?;
+    run(&desk.config, &["check"]).await?.assert(3, &["127.0.0.1"])
+}

@@ -1,0 +1,291 @@
+//! Slot, publication and records do not fit together any more: nothing is streamed over a gap.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use tests::binary::setting;
+use tests::daemon::Daemon;
+use tests::scene::Configuration;
+use tests::wait::until;
+
+use super::{Desk, SOON, run};
+use crate::carve::{cli, phase};
+
+const SLOTS: &str = "SELECT count(*) FROM pg_replication_slots";
+const CREATE_SLOT: &str = "SELECT pg_create_logical_replication_slot('carveout', 'pgoutput')";
+
+/// Drops the slot although somebody streams from it: that somebody is sent away until the drop wins.
+async fn drop_slot(desk: &Desk) -> Result<()> {
+    until("the slot to be dropped", SOON, async || {
+        desk.sql("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active").await?;
+        desk.sql("SELECT pg_drop_replication_slot('carveout')").await
+    })
+    .await
+}
+
+/// A daemon with tenant 1 in step.
+async fn moving(desk: &Desk) -> Result<Daemon> {
+    let daemon = desk.work().await?;
+    desk.carve(&daemon, "1", "schema").await?;
+    Ok(daemon)
+}
+
+/// S02: dropped while the daemon streams. It says so, is not ready, makes none by itself, and does not loop
+/// for ever; started again it refuses, also on a slot that somebody made anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_dropped_under_a_daemon_is_missed_and_never_made_again() -> Result<()> {
+    let desk = Desk::open().await?;
+    let mut daemon = moving(&desk).await?;
+    drop_slot(&desk).await?;
+    let fault = desk.unready(&daemon).await?;
+    let said = fault.to_string();
+    ensure!(said.contains("slot carveout") && said.contains("does not exist") && said.contains("prepare"), "{fault}");
+    ensure!(desk.ask(SLOTS).await? == "0", "a slot was made");
+    ensure!(daemon.get("/livez").await?.status == 200);
+    ensure!(daemon.terminate().await?.success());
+    let (status, log) = desk.refused(&desk.config).await?;
+    ensure!(status.code() == Some(1) && log.contains("slot carveout") && log.contains("does not exist"), "{status} {log}");
+    ensure!(desk.ask(SLOTS).await? == "0", "a slot was made");
+    desk.sql(CREATE_SLOT).await?;
+    let (status, log) = desk.refused(&desk.config).await?;
+    ensure!(status.code() == Some(1) && log.contains("is ahead of"), "{status} {log}");
+    Ok(())
+}
+
+/// S02: dropped and made anew under its old name, faster than anybody looks. Rows written in between are in no
+/// stream: the daemon stops.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_was_made_anew_under_a_daemon_is_not_taken_for_the_old_one() -> Result<()> {
+    let desk = Desk::open().await?;
+    let daemon = moving(&desk).await?;
+    until("the slot to be dropped and made", SOON, async || {
+        desk.sql("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active").await?;
+        desk.sql(
+            "DO $do$ BEGIN PERFORM pg_drop_replication_slot('carveout'); \
+             INSERT INTO orders SELECT n, -1, 'between' FROM generate_series(0, 4) n; END $do$",
+        )
+        .await?;
+        desk.sql(CREATE_SLOT).await
+    })
+    .await?;
+    let fault = desk.unready(&daemon).await?;
+    let said = fault.to_string();
+    ensure!(said.contains("slot carveout") && said.contains("is ahead of") && said.contains("bytes"), "{fault}");
+    Ok(())
+}
+
+/// S03: moved on by somebody while the daemon was down. Refused with both positions and the gap.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_somebody_advanced_is_refused_with_both_positions() -> Result<()> {
+    let desk = Desk::open().await?;
+    let mut daemon = moving(&desk).await?;
+    desk.acknowledged(&daemon).await?;
+    ensure!(daemon.terminate().await?.success());
+    let before: schemas::Lsn = desk.ask("SELECT confirmed_flush_lsn FROM pg_replication_slots").await?.parse()?;
+    desk.sql("INSERT INTO orders VALUES (1, -1, 'skipped')").await?;
+    desk.sql("SELECT pg_replication_slot_advance('carveout', pg_current_wal_lsn())").await?;
+    let after = desk.ask("SELECT confirmed_flush_lsn FROM pg_replication_slots").await?;
+    let (status, log) = desk.refused(&desk.config).await?;
+    ensure!(status.code() == Some(1) && log.contains(&after) && log.contains("bytes"), "{status} {log}");
+    let shown = log.split_whitespace().filter_map(|word| word.parse::<schemas::Lsn>().ok());
+    ensure!(shown.into_iter().any(|lsn| lsn <= before && lsn > schemas::Lsn::ZERO), "our position is not named: {log}");
+    Ok(())
+}
+
+/// S03, T08: an older copy of the state directory knows less than the slot.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_copy_of_the_state_directory_is_refused() -> Result<()> {
+    let desk = Desk::open().await?;
+    let mut daemon = moving(&desk).await?;
+    ensure!(daemon.terminate().await?.success());
+    let state = state_dir(&desk.config)?;
+    let copy = desk.scene.path().join("copy");
+    copy_folder(&state, &copy)?;
+    daemon = Daemon::start(&desk.config).await?;
+    desk.sql("INSERT INTO orders VALUES (1, -1, 'later')").await?;
+    desk.assert_equal(&daemon, "1", "schema").await?;
+    desk.acknowledged(&daemon).await?;
+    ensure!(daemon.terminate().await?.success());
+    std::fs::rename(&state, desk.scene.path().join("newer"))?;
+    copy_folder(&copy, &state)?;
+    let (status, log) = desk.refused(&desk.config).await?;
+    ensure!(status.code() == Some(1) && log.contains("is ahead of") && log.contains("state"), "{status} {log}");
+    // The newer one is still good.
+    std::fs::remove_dir_all(&state)?;
+    std::fs::rename(desk.scene.path().join("newer"), &state)?;
+    daemon = Daemon::start(&desk.config).await?;
+    phase(&daemon, "1", &["streaming"]).await?;
+    desk.assert_equal(&daemon, "1", "schema").await
+}
+
+/// S03, T08, S09: the state directory is gone, or another one is used, as the refusals advise. What an earlier
+/// one copied into the target is older than the slot: a move is refused or copies again; it never goes on
+/// from there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_state_directory_never_goes_on_from_what_an_older_one_copied() -> Result<()> {
+    let desk = Desk::open().await?;
+    let mut daemon = moving(&desk).await?;
+    ensure!(daemon.terminate().await?.success());
+    std::fs::rename(state_dir(&desk.config)?, desk.scene.path().join("lost"))?;
+    daemon = Daemon::start(&desk.config).await?;
+    // Nobody's lane is open: what is written and acknowledged now comes to nobody.
+    desk.sql("INSERT INTO orders VALUES (1, -1, 'nobody listens'); UPDATE orders SET note = 'changed' WHERE id = 6").await?;
+    desk.acknowledged(&daemon).await?;
+    let said = run(&desk.config, &["move", "1", "--to", "schema", "--wait"]).await?;
+    if said.code == Some(0) {
+        return desk.assert_equal(&daemon, "1", "schema").await.context("the move went on over a gap");
+    }
+    said.assert(1, &["another state directory", "carveout"])
+}
+
+/// S14: dropped while the daemon streams, dropped and made anew while it does not: refused, with the way out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_was_dropped_or_made_anew_is_refused() -> Result<()> {
+    let desk = Desk::open().await?;
+    let mut daemon = moving(&desk).await?;
+    let definition = "CREATE PUBLICATION carveout FOR TABLE orders, events";
+    desk.sql("DROP PUBLICATION carveout").await?;
+    desk.sql("INSERT INTO orders VALUES (1, -1, 'nobody publishes')").await?;
+    let fault = desk.unready(&daemon).await?;
+    ensure!(fault.to_string().contains("publication") && fault.to_string().contains("carveout"), "{fault}");
+    ensure!(daemon.terminate().await?.success());
+    let (status, log) = desk.refused(&desk.config).await?;
+    ensure!(status.code() == Some(1) && log.contains("publication carveout") && log.contains("prepare"), "{status} {log}");
+    desk.sql(definition).await?;
+    let (status, log) = desk.refused(&desk.config).await?;
+    ensure!(status.code() == Some(1) && log.contains("dropped and made again"), "{status} {log}");
+    Ok(())
+}
+
+/// S14, invariant 10: a table taken out of the publication, and one that is published in part only. The move
+/// must not show itself in step while changes of the tenant pass it by.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_is_changed_is_noticed() -> Result<()> {
+    let changes = [
+        ("one table less", "ALTER PUBLICATION carveout DROP TABLE events", "ALTER PUBLICATION carveout ADD TABLE events"),
+        ("no updates", "ALTER PUBLICATION carveout SET (publish = 'insert')", "ALTER PUBLICATION carveout SET (publish = 'insert, update, delete, truncate')"),
+        ("another set of tables", "ALTER PUBLICATION carveout SET TABLE events", "ALTER PUBLICATION carveout SET TABLE orders, events"),
+    ];
+    for while_up in [false, true] {
+        for (what, change, undo) in changes {
+            let desk = Desk::open().await?;
+            let mut daemon = moving(&desk).await?;
+            if !while_up {
+                ensure!(daemon.terminate().await?.success());
+            }
+            desk.sql(change).await?;
+            desk.sql("UPDATE orders SET note = 'unheard' WHERE bid = 1; UPDATE events SET what = 'unheard' WHERE bid = 1").await?;
+            desk.sql(undo).await?;
+            if !while_up {
+                let mut again = Daemon::spawn(&desk.config, &[])?;
+                if again.wait_ready().await.is_err() {
+                    continue;
+                }
+                daemon = again;
+            }
+            noticed(&desk, &daemon).await.with_context(|| format!("{what}, daemon up: {while_up}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The change shows: as a fault of the source or of the move, or (it made no difference) both sides are equal.
+async fn noticed(desk: &Desk, daemon: &Daemon) -> Result<()> {
+    desk.acknowledged(daemon).await.ok();
+    let status = daemon.status().await?;
+    let faults = [&status["source"]["fault"], &status["tenants"][0]["fault"]];
+    if faults.iter().any(|fault| !fault.is_null()) || status["tenants"][0]["phase"] == "needs_copy" {
+        return Ok(());
+    }
+    match desk.assert_equal(daemon, "1", "schema").await {
+        Ok(()) => Ok(()),
+        Err(error) => bail!("the move shows {} and no fault, but: {error:#}", status["tenants"][0]["phase"]),
+    }
+}
+
+/// T11: a second daemon with the same configuration, or on the same state directory, exits 4; one of its own
+/// on the same slot gets nothing from it. The first goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_daemon_gets_neither_state_directory_nor_slot() -> Result<()> {
+    let desk = Desk::open().await?;
+    let daemon = moving(&desk).await?;
+    let (status, log) = refused_beside(&desk, &desk.config, "same.yaml").await?;
+    ensure!(status == Some(4) && log.contains("in use"), "{status:?} {log}");
+    let other = desk.scene.write_config("other", &Configuration::default())?;
+    let text = std::fs::read_to_string(&other)?;
+    let same_state = text.replace(&state_dir(&other)?.display().to_string(), &state_dir(&desk.config)?.display().to_string());
+    std::fs::write(&other, same_state)?;
+    let (status, log) = desk.refused(&other).await?;
+    ensure!(status.code() == Some(4) && log.contains("in use by another daemon"), "{status} {log}");
+    let third = desk.scene.write_config("third", &Configuration::default())?;
+    let mut beside = Daemon::spawn(&third, &[])?;
+    let ended = until("the third daemon to end, or to wait", SOON, async || {
+        if let Ok(status) = beside.wait_exit(std::time::Duration::ZERO).await {
+            return Ok(Some(status));
+        }
+        let answer = beside.get("/readyz").await?;
+        ensure!(answer.status == 503 && beside.log()?.contains("is active for PID"), "{answer:?}");
+        Ok(None)
+    })
+    .await?;
+    ensure!(ended.is_none_or(|status| status.code() == Some(4)), "{ended:?}");
+    desk.sql("INSERT INTO orders VALUES (1, -1, 'to the first')").await?;
+    desk.assert_equal(&daemon, "1", "schema").await?;
+    ensure!(daemon.get("/readyz").await?.status == 200);
+    daemon.assert_no_errors(&[])
+}
+
+/// Runs a daemon with the same content of the configuration under another name, so that logs do not mix.
+async fn refused_beside(desk: &Desk, config: &Path, name: &str) -> Result<(Option<i32>, String)> {
+    let copy = desk.scene.path().join(name);
+    std::fs::copy(config, &copy)?;
+    let said = run(&copy, &["run"]).await?;
+    Ok((said.code, said.stderr))
+}
+
+fn state_dir(config: &Path) -> Result<PathBuf> {
+    let text = std::fs::read_to_string(config)?;
+    Ok(PathBuf::from(setting(&text, "state_dir").context("state_dir")?))
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().context("run cp")?;
+    ensure!(copied.success(), "cp -a {} {}: {copied}", from.display(), to.display());
+    Ok(())
+}
+
+/// T08, T09: the checkpoint in the target was edited or deleted by hand, or was restored from a backup: the
+/// move stops and says both positions; it never goes on over the gap.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_somebody_changed_stops_the_move() -> Result<()> {
+    for (what, change) in [
+        ("set back", "UPDATE carveout.checkpoint SET lsn = '0/1' WHERE move = 'm1'"),
+        ("deleted", "DELETE FROM carveout.checkpoint WHERE move = 'm1'"),
+    ] {
+        let desk = Desk::open().await?;
+        let mut daemon = moving(&desk).await?;
+        desk.sql("INSERT INTO orders VALUES (1, -1, 'applied'); UPDATE orders SET note = 'twice?' WHERE bid = 1").await?;
+        desk.assert_equal(&daemon, "1", "schema").await?;
+        desk.acknowledged(&daemon).await?;
+        ensure!(daemon.terminate().await?.success());
+        desk.sql(change).await?;
+        desk.sql("INSERT INTO orders VALUES (1, -2, 'afterwards')").await?;
+        daemon = Daemon::start(&desk.config).await?;
+        let fault = until("a stop", SOON, async || {
+            let status = daemon.tenant("1").await?;
+            ensure!(!status["fault"].is_null(), "{status}");
+            Ok(status)
+        })
+        .await
+        .with_context(|| format!("the checkpoint was {what}"))?;
+        ensure!(fault["fault"]["next"].as_str().is_some_and(|next| next.contains("carveout")), "{what}: {fault}");
+        // The way out that it names, or the long one, gets both sides equal again.
+        if !run(&desk.config, &["move", "1", "--wait"]).await?.code.is_some_and(|code| code == 0) {
+            cli(&desk.config, &["cancel", "1"]).await?;
+            desk.carve(&daemon, "1", "schema").await?;
+        }
+        desk.assert_equal(&daemon, "1", "schema").await.with_context(|| format!("after the checkpoint was {what}"))?;
+    }
+    Ok(())
+}
