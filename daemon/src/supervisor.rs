@@ -1,6 +1,7 @@
 //! Owns the daemon's tasks: one pipeline, a driver per move. Everything that the http server and
 //! the command line can ask for is a method here.
 
+mod columns;
 mod commands;
 mod report;
 
@@ -121,6 +122,7 @@ impl Supervisor {
         });
         supervisor.resume(records, links);
         tokio::spawn(Arc::clone(&supervisor).take_broken(broken));
+        tokio::spawn(Arc::clone(&supervisor).watch_columns());
         if supervisor.context.config.auto_start {
             tokio::spawn(Arc::clone(&supervisor).start_declared());
         }

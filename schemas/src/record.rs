@@ -90,6 +90,8 @@ pub struct MoveRecord {
     pub fault: Option<Fault>,
     /// The tables that move, fixed when the move was planned.
     pub tables: Vec<TableName>,
+    /// Per table: its columns with their numbers, as they were then.
+    pub columns: Vec<Vec<(String, i16)>>,
     /// The database did not exist when the move came to create it: `cancel` may drop it.
     pub made_database: bool,
     /// The rows of the copy must be emptied first (a copy after [`Phase::NeedsCopy`]).

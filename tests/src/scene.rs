@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use daemon::demo::cluster::{Binaries, Cluster, ClusterOptions, ScratchFolder, free_port};
+use daemon::demo::cluster::{Auth, Binaries, Cluster, ClusterOptions, ScratchFolder, free_port};
 use tokio_postgres::{Client, NoTls};
 
 use crate::load::Load;
@@ -28,6 +28,8 @@ pub struct Scene {
     /// Empty: what is moved to a database comes here, as `bid_<tenant>`. The source itself where one cluster
     /// is enough.
     pub target: Arc<Cluster>,
+    /// Of the role `postgres`, where the clusters ask for one.
+    passwords: [Option<String>; 2],
     // Last: a cluster's folder lies inside it.
     folder: ScratchFolder,
 }
@@ -73,13 +75,14 @@ impl Scene {
     pub async fn empty(source: ClusterOptions, target: ClusterOptions) -> Result<Scene> {
         let binaries = Binaries::find()?;
         let folder = ScratchFolder::create()?;
+        let passwords = [password(&source), password(&target)];
         let start = |name: &'static str, options: ClusterOptions| {
             let (binaries, path) = (binaries.clone(), folder.path().to_owned());
             let cluster = tokio::task::spawn_blocking(move || Cluster::start(&binaries, &path, name, &options));
             async { cluster.await.context("join the cluster's start")? }
         };
         let (source, target) = tokio::try_join!(start("source", source), start("target", target))?;
-        let scene = Scene { source: Arc::new(source), target: Arc::new(target), folder };
+        let scene = Scene { source: Arc::new(source), target: Arc::new(target), passwords, folder };
         scene.create_database().await?;
         Ok(scene)
     }
@@ -88,10 +91,10 @@ impl Scene {
     pub async fn single(options: ClusterOptions) -> Result<Scene> {
         let binaries = Binaries::find()?;
         let folder = ScratchFolder::create()?;
-        let path = folder.path().to_owned();
+        let (path, password) = (folder.path().to_owned(), password(&options));
         let cluster = tokio::task::spawn_blocking(move || Cluster::start(&binaries, &path, "source", &options));
         let source = Arc::new(cluster.await.context("join the cluster's start")??);
-        let scene = Scene { target: Arc::clone(&source), source, folder };
+        let scene = Scene { target: Arc::clone(&source), source, passwords: [password.clone(), password], folder };
         scene.create_database().await?;
         Ok(scene)
     }
@@ -109,12 +112,12 @@ impl Scene {
 
     /// A session in the shared database.
     pub async fn source_client(&self) -> Result<Client> {
-        connect(&self.source.url(DATABASE)).await
+        session(&self.source, DATABASE, self.passwords[0].as_deref()).await
     }
 
     /// A session in a database of the target cluster.
     pub async fn target_client(&self, dbname: &str) -> Result<Client> {
-        connect(&self.target.url(dbname)).await
+        session(&self.target, dbname, self.passwords[1].as_deref()).await
     }
 
     /// Starts pgbench on the shared database; see [`Load::start`].
@@ -183,10 +186,27 @@ async fn run(command: Command) -> Result<()> {
     Ok(())
 }
 
+fn password(options: &ClusterOptions) -> Option<String> {
+    match &options.auth {
+        Auth::Trust => None,
+        Auth::Scram(password) => Some(password.clone()),
+    }
+}
+
 /// Opens a session; the connection's task ends with the client.
 pub async fn connect(url: &str) -> Result<Client> {
-    let (client, connection) =
-        tokio_postgres::connect(url, NoTls).await.with_context(|| format!("connect to {url}"))?;
+    start(url.parse()?).await.with_context(|| format!("connect to {url}"))
+}
+
+/// A session in a database of any name.
+async fn session(cluster: &Cluster, dbname: &str, password: Option<&str>) -> Result<Client> {
+    let mut config: tokio_postgres::Config = cluster.url("postgres").parse()?;
+    config.dbname(dbname).password(password.unwrap_or_default());
+    start(config).await.with_context(|| format!("connect to database {dbname} on port {}", cluster.port))
+}
+
+async fn start(config: tokio_postgres::Config) -> Result<Client> {
+    let (client, connection) = config.connect(NoTls).await?;
     // How it ended shows in the client's next call.
     tokio::spawn(async move { connection.await.ok() });
     Ok(client)

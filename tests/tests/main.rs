@@ -5,4 +5,7 @@ mod join;
 mod kills;
 mod memory;
 mod pgbench;
+mod rows;
+mod settle;
+mod surface;
 mod synchronous;

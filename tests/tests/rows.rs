@@ -10,21 +10,18 @@ mod transactions;
 mod verify;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use daemon::demo::cluster::ClusterOptions;
 use serde_json::Value;
 use tests::daemon::Daemon;
 use tests::hostile::{self, KEY, Table};
 use tests::scene::{Configuration, Scene};
-use tests::wait::until;
 use tokio_postgres::Client;
 
-use crate::carve::{cli, drained, phase, verify_equal};
+use crate::carve::{cli, phase, verify_equal};
+use crate::settle::{self, SOON};
 
-/// The longest wait for something that takes a moment.
-const SOON: Duration = Duration::from_secs(60);
 /// What the tenants' schemas and databases are called.
 const NAMES: &str = "Of \"{tenant}\" é";
 
@@ -76,10 +73,7 @@ impl Shop {
         if to == "schema" {
             return Ok((self.scene.source_client().await?, name));
         }
-        // The name is not made for a URL: it is given to the session's settings instead.
-        let mut config: tokio_postgres::Config = self.scene.target.url("postgres").parse()?;
-        let (client, connection) = config.dbname(&name).connect(tokio_postgres::NoTls).await.context("connect")?;
-        tokio::spawn(async move { connection.await.ok() });
+        let client = self.scene.target_client(&name).await?;
         Ok((client, hostile::SCHEMA.to_owned()))
     }
 
@@ -94,21 +88,12 @@ impl Shop {
 
     /// Waits until the tenant holds all that has been written; a fault ends the waiting.
     async fn drained(&self, tenant: &str) -> Result<()> {
-        let tenants = [tenant];
-        tokio::select! {
-            drained = drained(&self.scene, &self.daemon, &tenants) => drained,
-            status = self.faulted(tenant) => bail!("tenant {tenant} stopped, or did not get there in time: {:?}", status.map(|status| status["fault"].clone())),
-        }
+        settle::drained(&self.scene, &self.daemon, tenant).await
     }
 
     /// Waits until the tenant's move stands with a fault; its status.
     async fn faulted(&self, tenant: &str) -> Result<Value> {
-        until(&format!("a fault of tenant {tenant}"), SOON, async || {
-            let status = self.daemon.tenant(tenant).await?;
-            ensure!(!status["fault"].is_null(), "{status}");
-            Ok(status)
-        })
-        .await
+        settle::faulted(&self.daemon, tenant).await
     }
 }
 

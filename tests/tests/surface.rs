@@ -11,7 +11,6 @@ mod stopping;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use daemon::demo::cluster::ClusterOptions;
@@ -22,10 +21,9 @@ use tests::scene::{Configuration, Scene};
 use tests::wait::until;
 use tokio_postgres::Client;
 
-use crate::carve::{cli, drained, phase, verify_equal};
+use crate::carve::{cli, phase, verify_equal};
+use crate::settle::{self, SOON};
 
-/// The longest wait for something that takes a moment.
-pub const SOON: Duration = Duration::from_secs(60);
 /// One table whose primary key carries the tenant, one without any key.
 const TABLES: &str = "CREATE TABLE orders (bid integer, id integer, note text, PRIMARY KEY (bid, id)); \
                       CREATE TABLE events (bid integer, what text); \
@@ -107,7 +105,7 @@ impl Desk {
 
     /// Waits until the tenant has everything, and compares.
     pub async fn assert_equal(&self, daemon: &Daemon, tenant: &str, to: &str) -> Result<()> {
-        drained(&self.scene, daemon, &[tenant]).await?;
+        settle::drained(&self.scene, daemon, tenant).await?;
         let (target, schema) = match to {
             "database" => (self.scene.target_client(&format!("bid_{tenant}")).await?, "public".to_owned()),
             _ => (self.scene.source_client().await?, format!("bid_{tenant}")),

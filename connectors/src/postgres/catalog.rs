@@ -39,6 +39,8 @@ pub struct Table {
 pub struct Column {
     /// Its name.
     pub name: String,
+    /// `pg_attribute.attnum`: a column that was dropped and added again has another one.
+    pub number: i16,
     /// `pg_type.oid`.
     pub type_oid: u32,
     /// The array type over it, 0 where there is none.
@@ -97,12 +99,19 @@ impl Table {
 
     /// The key that names a row: what the old image carries under this table's identity.
     pub fn row_key(&self) -> Option<&UniqueKey> {
-        let fit = |key: &&UniqueKey| key.identifies;
         match self.identity.as_str() {
             "i" => self.keys.iter().find(|key| key.replica_identity),
-            "d" => self.keys.iter().find(|key| key.primary),
-            _ => self.keys.iter().find(|key| key.primary).or_else(|| self.keys.iter().find(fit)),
+            // PostgreSQL does not take a deferrable primary key for an identity.
+            "d" => self.keys.iter().find(|key| key.primary && key.identifies),
+            _ => self.best_key(),
         }
+    }
+
+    /// A key that names one row at every moment. A deferrable one does not: inside a transaction two
+    /// rows may have the same.
+    pub fn best_key(&self) -> Option<&UniqueKey> {
+        let fit = || self.keys.iter().filter(|key| key.identifies);
+        fit().find(|key| key.primary).or_else(|| fit().next())
     }
 
     /// Whether UPDATE and DELETE carry the old value of `column`.
@@ -183,7 +192,7 @@ SELECT a.attrelid, a.attname::text, t.oid, t.typarray, format_type(t.oid, a.attt
        CASE WHEN a.attcollation <> t.typcollation THEN
             (SELECT quote_ident(cn.nspname) || '.' || quote_ident(c.collname) FROM pg_collation c
                JOIN pg_namespace cn ON cn.oid = c.collnamespace WHERE c.oid = a.attcollation) END,
-       own.schema, own.name, needs.list
+       own.schema, own.name, needs.list, a.attnum
   FROM pg_attribute a
   JOIN pg_type t ON t.oid = a.atttypid
   JOIN pg_namespace tn ON tn.oid = t.typnamespace
@@ -226,6 +235,7 @@ async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Colum
             collation: row.get(14),
             owned_sequence: owner.map(|(schema, name)| TableName::new(schema, name)),
             default_needs: row.get(17),
+            number: row.get(18),
         });
     }
     Ok(columns)
@@ -255,4 +265,27 @@ async fn keys(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<UniqueKe
         });
     }
     Ok(keys)
+}
+
+/// The columns of some tables with their numbers, as they are now.
+pub async fn column_numbers(client: &Client, tables: &[TableName]) -> Result<HashMap<TableName, HashMap<String, i16>>> {
+    let (schemas, names): (Vec<&str>, Vec<&str>) =
+        tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
+    let rows = client
+        .query(
+            "SELECT w.schema, w.name, a.attname::text, a.attnum
+               FROM unnest($1::text[], $2::text[]) w(schema, name)
+               JOIN pg_namespace n ON n.nspname = w.schema
+               JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name
+               JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped",
+            &[&schemas, &names],
+        )
+        .await
+        .doing("number the columns")?;
+    let mut numbers: HashMap<TableName, HashMap<String, i16>> = HashMap::new();
+    for row in &rows {
+        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        numbers.entry(table).or_default().insert(row.get(2), row.get(3));
+    }
+    Ok(numbers)
 }

@@ -44,7 +44,8 @@ pub async fn compare(source: &Side<'_>, target: &Side<'_>, shape: &Table) -> Res
         examples: Vec::new(),
     };
     if left != right {
-        let key = match shape.row_key() {
+        let primary = || shape.keys.iter().find(|key| key.primary);
+        let key = match shape.row_key().or_else(primary) {
             Some(key) => row_text(key.columns.iter().map(String::as_str)),
             None => format!("md5({columns})"),
         };

@@ -56,8 +56,10 @@ impl Supervisor {
             return Ok(());
         }
         // An order to stop stays in the spool: going on would pass over a change.
-        let truncated =
-            record.fault.as_ref().filter(|fault| matches!(fault.code.as_str(), "truncate" | "toast" | "null_tenant"));
+        let truncated = record
+            .fault
+            .as_ref()
+            .filter(|fault| matches!(fault.code.as_str(), "truncate" | "toast" | "null_tenant" | "column_replaced"));
         if let Some(fault) = truncated {
             return Err(no(&fault.code, &fault.object, &fault.message, &fault.next));
         }
@@ -114,6 +116,7 @@ impl Supervisor {
             phase: Phase::Planned,
             fault: None,
             tables: policy::names(tables),
+            columns: tables.iter().map(columns).collect(),
             made_database: false,
             copy_again: false,
             rows_total: 0,
@@ -209,6 +212,10 @@ fn canonical(keyed: &[Keyed], tenant: &str) -> Result<TenantId, Refusal> {
         }
     }
     found.ok_or_else(|| no("check", "tenancy.key", "no table can be moved", "`carveout check` says why"))
+}
+
+fn columns(keyed: &Keyed) -> Vec<(String, i16)> {
+    keyed.table.stored().map(|column| (column.name.clone(), column.number)).collect()
 }
 
 /// In one schema two tables cannot have the same name.

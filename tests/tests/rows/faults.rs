@@ -108,7 +108,11 @@ async fn a_change_of_a_row_that_is_not_there_stops_the_lane() -> Result<()> {
     ] {
         let (there, id) = (format!("{}.{}", quoted(&schema), quoted(table.name)), quoted(table.id_column));
         let before: i64 = target.query_one(&count, &[]).await?.get(0);
-        target.batch_execute(&format!("CREATE TABLE public.kept AS SELECT * FROM {there} WHERE {id} = 4; DELETE FROM {there} WHERE {id} = 4")).await?;
+        target
+            .batch_execute(&format!(
+                "CREATE TABLE public.kept AS SELECT * FROM {there} WHERE {id} = 4; DELETE FROM {there} WHERE {id} = 4"
+            ))
+            .await?;
         shop.sql(&change).await?;
         let fault = shop.faulted("1").await?["fault"].clone();
         ensure!(fault["message"].as_str().unwrap_or_default().contains(table.name), "{change}: {fault}");

@@ -21,13 +21,22 @@ async fn keys_that_shift_and_unique_values_that_swap_come_out_right() -> Result<
         shop.sql(&rows).await?;
     }
     let (user, id) = ("\"user\"", "\"id\"");
-    shop.sql(&format!("INSERT INTO {} ({}, {user}) SELECT n % 3, n FROM generate_series(1, 90) n", always.sql(), key()))
-        .await?;
+    shop.sql(&format!(
+        "INSERT INTO {} ({}, {user}) SELECT n % 3, n FROM generate_series(1, 90) n",
+        always.sql(),
+        key()
+    ))
+    .await?;
     shop.carve("1", "schema").await?;
     shop.carve("2", "database").await?;
     let (o, i, g, a) = (order.sql(), index.sql(), generated.sql(), always.sql());
     let steps = [
-        ("every key up by one", format!("UPDATE {o} SET \"select\" = \"select\" + 1; UPDATE {i} SET \"Id\" = \"Id\" + 1; UPDATE {g} SET \"Id\" = \"Id\" + 1;")),
+        (
+            "every key up by one",
+            format!(
+                "UPDATE {o} SET \"select\" = \"select\" + 1; UPDATE {i} SET \"Id\" = \"Id\" + 1; UPDATE {g} SET \"Id\" = \"Id\" + 1;"
+            ),
+        ),
         (
             "two keys swapped by way of a third",
             format!(
@@ -52,7 +61,10 @@ async fn keys_that_shift_and_unique_values_that_swap_come_out_right() -> Result<
                  UPDATE {o} SET \"later\" = 101 WHERE \"select\" = 102; COMMIT;"
             ),
         ),
-        ("identities drawn anew", format!("UPDATE {a} SET {id} = DEFAULT WHERE {user}::int % 2 = 0; UPDATE {a} SET {id} = DEFAULT")),
+        (
+            "identities drawn anew",
+            format!("UPDATE {a} SET {id} = DEFAULT WHERE {user}::int % 2 = 0; UPDATE {a} SET {id} = DEFAULT"),
+        ),
         (
             "a key freed and taken again in one transaction",
             format!(
@@ -84,7 +96,8 @@ async fn rows_that_share_a_deferrable_primary_key_for_a_moment_are_told_apart() 
     // Ascending: number 2 exists twice from the first row's change to the second's.
     shop.sql(&format!("UPDATE {sql} SET \"Id\" = \"Id\" + 1")).await?;
     shop.assert_equal("1", "schema").await.map_err(|error| error.context("after the shift"))?;
-    shop.sql(&format!("UPDATE {sql} SET \"Id\" = CASE \"Id\" WHEN 10 THEN 11 ELSE 10 END WHERE \"Id\" IN (10, 11)")).await?;
+    shop.sql(&format!("UPDATE {sql} SET \"Id\" = CASE \"Id\" WHEN 10 THEN 11 ELSE 10 END WHERE \"Id\" IN (10, 11)"))
+        .await?;
     shop.assert_equal("1", "schema").await.map_err(|error| error.context("after the swap"))?;
     shop.daemon.assert_no_errors(&[])
 }

@@ -1,8 +1,8 @@
 //! A random application writes before, during and after the copy of two tenants.
 
 use anyhow::{Context, Result, ensure};
-use rand::{Rng, SeedableRng};
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use tests::daemon::Daemon;
 use tests::scene::{Configuration, Scene};
 use tests::workload::{Workload, write_until};

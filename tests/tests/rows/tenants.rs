@@ -23,8 +23,12 @@ async fn a_row_that_changes_its_tenant_takes_its_large_value_along() -> Result<(
     let steps = [
         format!("UPDATE {o} SET {key} = 2 WHERE \"select\" IN (1, 5); UPDATE {b} SET {key} = 2 WHERE \"Id\" IN (1, 5)"),
         format!("UPDATE {o} SET {key} = 3 WHERE \"select\" = 5; UPDATE {o} SET {key} = 1 WHERE \"select\" = 0"),
-        format!("BEGIN; UPDATE {o} SET {key} = 2 WHERE \"select\" = 9; UPDATE {o} SET \"f\" = 1 WHERE \"select\" = 9; UPDATE {o} SET {key} = 1, \"d\" = 'infinity' WHERE \"select\" = 9; COMMIT"),
-        format!("BEGIN; UPDATE {o} SET {key} = 2, \"select\" = 1000 WHERE \"select\" = 13; DELETE FROM {o} WHERE \"select\" = 1000; UPDATE {o} SET {key} = 1 WHERE \"select\" = 2; COMMIT"),
+        format!(
+            "BEGIN; UPDATE {o} SET {key} = 2 WHERE \"select\" = 9; UPDATE {o} SET \"f\" = 1 WHERE \"select\" = 9; UPDATE {o} SET {key} = 1, \"d\" = 'infinity' WHERE \"select\" = 9; COMMIT"
+        ),
+        format!(
+            "BEGIN; UPDATE {o} SET {key} = 2, \"select\" = 1000 WHERE \"select\" = 13; DELETE FROM {o} WHERE \"select\" = 1000; UPDATE {o} SET {key} = 1 WHERE \"select\" = 2; COMMIT"
+        ),
         // Everybody changes places, the keyless rows too.
         format!("UPDATE {o} SET {key} = 3 - {key} WHERE {key} IN (1, 2); UPDATE {b} SET {key} = ({key} + 1) % 4"),
     ];
@@ -57,7 +61,8 @@ async fn a_row_that_enters_without_its_large_value_stops_only_the_move_it_enters
     for (tenant, to) in [("1", "schema"), ("2", "database")] {
         shop.assert_equal(tenant, to).await?;
     }
-    shop.sql(&format!("UPDATE {sql} SET \"num\" = 1 WHERE \"Id\" = 2; UPDATE {sql} SET {key} = 2 WHERE \"Id\" = 13")).await?;
+    shop.sql(&format!("UPDATE {sql} SET \"num\" = 1 WHERE \"Id\" = 2; UPDATE {sql} SET {key} = 2 WHERE \"Id\" = 13"))
+        .await?;
     let fault = shop.faulted("2").await?["fault"].clone();
     let message = fault["message"].as_str().unwrap_or_default();
     ensure!(fault["code"] == "toast" && fault["object"] == table.shown(), "{fault}");
@@ -83,7 +88,10 @@ async fn a_row_without_a_tenant_stops_the_moves_with_its_table() -> Result<()> {
     shop.sql(&format!("{} VALUES (1, 1), (2, 2), (NULL, 3)", insert_into(&table, &[]))).await?;
     let refused = shop.daemon.cli(&["move", "1", "--to", "schema"]).await?;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    ensure!(refused.status.code() == Some(1) && said.contains(&table.shown()) && said.contains("null_tenant"), "{said}");
+    ensure!(
+        refused.status.code() == Some(1) && said.contains(&table.shown()) && said.contains("null_tenant"),
+        "{said}"
+    );
     shop.sql(&format!("DELETE FROM {sql} WHERE {key} IS NULL")).await?;
     shop.carve("1", "schema").await?;
     shop.carve("2", "database").await?;
@@ -112,7 +120,8 @@ async fn rows_without_a_tenant_stay_behind_where_the_table_says_not_moving() -> 
     let tables = vec![(table.shown(), "{null_tenant: not_moving}".to_owned())];
     let shop = Shop::open_with("integer", Configuration { tables, ..Configuration::default() }).await?;
     let (sql, key, insert) = (table.sql(), key(), insert_into(&table, &["TOAST"]));
-    shop.sql(&format!("{insert} SELECT nullif(n % 3, 0), n, repeat(md5(n::text), 200) FROM generate_series(1, 30) n")).await?;
+    shop.sql(&format!("{insert} SELECT nullif(n % 3, 0), n, repeat(md5(n::text), 200) FROM generate_series(1, 30) n"))
+        .await?;
     shop.carve("1", "schema").await?;
     shop.carve("2", "database").await?;
     for change in [
@@ -139,10 +148,14 @@ async fn a_tenant_may_be_called_anything_that_text_can_hold() -> Result<()> {
         ("-7", "database"),
     ];
     let shop = Shop::open_with("text", Configuration::default()).await?;
-    let tables = [Table::called("order"), Table::called("Index \"id\""), Table::called("gen; DROP TABLE \"order\"; --")];
+    let tables =
+        [Table::called("order"), Table::called("Index \"id\""), Table::called("gen; DROP TABLE \"order\"; --")];
     for (n, (tenant, _)) in TENANTS.into_iter().enumerate() {
         for table in tables {
-            let rows = format!("SELECT {}, n, repeat('{n}', 3000) FROM generate_series({n}, 99, 4) n", hostile::literal(tenant));
+            let rows = format!(
+                "SELECT {}, n, repeat('{n}', 3000) FROM generate_series({n}, 99, 4) n",
+                hostile::literal(tenant)
+            );
             shop.sql(&format!("{} {rows}", insert_into(&table, &["TOAST"]))).await?;
         }
     }
@@ -152,7 +165,13 @@ async fn a_tenant_may_be_called_anything_that_text_can_hold() -> Result<()> {
     for (tenant, _) in TENANTS {
         phase(&shop.daemon, tenant, &["streaming"]).await?;
         // From the next tenant to this one: the large value has to come along.
-        shop.sql(&format!("UPDATE {} SET {} = {} WHERE \"select\" IN (40, 41, 42, 43)", tables[0].sql(), key(), hostile::literal(tenant))).await?;
+        shop.sql(&format!(
+            "UPDATE {} SET {} = {} WHERE \"select\" IN (40, 41, 42, 43)",
+            tables[0].sql(),
+            key(),
+            hostile::literal(tenant)
+        ))
+        .await?;
     }
     for (tenant, to) in TENANTS {
         let name = super::NAMES.replace("{tenant}", &tenant.replace('-', "_"));

@@ -12,19 +12,51 @@ use crate::carve::cli;
 const REFUSED: [(&str, &str, &str); 15] = [
     ("no_tenant", "CREATE TABLE no_tenant (id integer PRIMARY KEY)", "no column \"bid\""),
     ("numeric_key", "CREATE TABLE numeric_key (bid numeric, id integer)", "type numeric"),
-    ("with_enum", "CREATE TYPE mood AS ENUM ('a', 'b'); CREATE TABLE with_enum (bid integer, m mood)", "type mood"),
-    ("with_enums", "CREATE TABLE with_enums (bid integer, m mood[])", "type mood[]"),
-    ("with_domain", "CREATE DOMAIN small AS integer CHECK (VALUE < 9); CREATE TABLE with_domain (bid integer, d small)", "type small"),
-    ("with_composite", "CREATE TYPE pair AS (a integer, b text); CREATE TABLE with_composite (bid integer, p pair)", "type pair"),
-    ("parted", "CREATE TABLE parted (bid integer, id integer) PARTITION BY LIST (id); CREATE TABLE part PARTITION OF parted FOR VALUES IN (1)", "partitioned"),
+    (
+        "with_enum",
+        "CREATE TYPE mood AS ENUM ('a', 'b'); CREATE TABLE with_enum (bid integer, m mood)",
+        "type public.mood",
+    ),
+    ("with_enums", "CREATE TABLE with_enums (bid integer, m mood[])", "type public.mood[]"),
+    (
+        "with_domain",
+        "CREATE DOMAIN small AS integer CHECK (VALUE < 9); CREATE TABLE with_domain (bid integer, d small)",
+        "type public.small",
+    ),
+    (
+        "with_composite",
+        "CREATE TYPE pair AS (a integer, b text); CREATE TABLE with_composite (bid integer, p pair)",
+        "type public.pair",
+    ),
+    (
+        "parted",
+        "CREATE TABLE parted (bid integer, id integer) PARTITION BY LIST (id); CREATE TABLE part PARTITION OF parted FOR VALUES IN (1)",
+        "partitioned",
+    ),
     ("part", "SELECT 1", "partitions"),
     ("heir", "CREATE TABLE parent (bid integer); CREATE TABLE heir (id integer) INHERITS (parent)", "inheritance"),
     ("fleeting", "CREATE UNLOGGED TABLE fleeting (bid integer)", "unlogged"),
-    ("secured", "CREATE TABLE secured (bid integer); ALTER TABLE secured ENABLE ROW LEVEL SECURITY", "row level security"),
-    ("abroad", "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w; CREATE FOREIGN TABLE abroad (bid integer) SERVER s", "foreign table"),
+    (
+        "secured",
+        "CREATE TABLE secured (bid integer); ALTER TABLE secured ENABLE ROW LEVEL SECURITY",
+        "row level security",
+    ),
+    (
+        "abroad",
+        "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w; CREATE FOREIGN TABLE abroad (bid integer) SERVER s",
+        "foreign table",
+    ),
     ("with_oid", "CREATE TABLE with_oid (bid integer, c regclass)", "type regclass"),
-    ("with_function", "CREATE FUNCTION f() RETURNS integer LANGUAGE sql AS 'SELECT 1'; CREATE TABLE with_function (bid integer, id integer DEFAULT f())", "default"),
-    ("with_collation", "CREATE COLLATION mine (provider = icu, locale = 'sv-x-icu'); CREATE TABLE with_collation (bid integer, t text COLLATE mine)", "collation"),
+    (
+        "with_function",
+        "CREATE FUNCTION f() RETURNS integer LANGUAGE sql AS 'SELECT 1'; CREATE TABLE with_function (bid integer, id integer DEFAULT f())",
+        "default",
+    ),
+    (
+        "with_collation",
+        "CREATE COLLATION mine (provider = icu, locale = 'sv-x-icu'); CREATE TABLE with_collation (bid integer, t text COLLATE mine)",
+        "collation",
+    ),
 ];
 
 /// R13, R15, R19, R20, S15: every table that cannot be moved is named with its reason and the way out, all at
@@ -40,7 +72,8 @@ async fn tables_that_cannot_be_moved_are_refused_each_with_its_reason() -> Resul
     ensure!(json.code == Some(1), "{json:#?}");
     for (name, _, reason) in REFUSED {
         let object = format!("public.{name}");
-        let about: Vec<&Value> = findings.as_array().context("a list")?.iter().filter(|f| f["object"] == object.as_str()).collect();
+        let about: Vec<&Value> =
+            findings.as_array().context("a list")?.iter().filter(|f| f["object"] == object.as_str()).collect();
         let said = about.iter().any(|finding| {
             finding["severity"] == "error"
                 && finding["cause"].as_str().is_some_and(|cause| cause.contains(reason))
@@ -70,7 +103,15 @@ async fn policies_that_this_version_does_not_have_are_refused_by_name() -> Resul
     let config = desk.scene.write_config("later", &Configuration { tables, ..Configuration::default() })?;
     run(&config, &["check"]).await?.assert(
         1,
-        &["public.lines", "foreign keys cannot be moved by this version", "public.countries", "reference tables", "nowhere", "no such table", "exclude: true"],
+        &[
+            "public.lines",
+            "foreign keys cannot be moved by this version",
+            "public.countries",
+            "reference tables",
+            "nowhere",
+            "no such table",
+            "exclude: true",
+        ],
     )
 }
 
@@ -79,7 +120,8 @@ async fn policies_that_this_version_does_not_have_are_refused_by_name() -> Resul
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_and_privileges_that_stand_in_the_way_are_listed_at_once() -> Result<()> {
     let settings = vec![("wal_level".to_owned(), "replica".to_owned())];
-    let desk = Desk::open_with(ClusterOptions { settings, ..ClusterOptions::default() }, Configuration::default()).await?;
+    let desk =
+        Desk::open_with(ClusterOptions { settings, ..ClusterOptions::default() }, Configuration::default()).await?;
     desk.sql("CREATE ROLE \"Car ver\" LOGIN; GRANT SELECT ON orders TO \"Car ver\"").await?;
     let text = std::fs::read_to_string(&desk.config)?.replace("postgres@", "Car%20ver@");
     std::fs::write(&desk.config, text)?;

@@ -24,7 +24,10 @@ async fn a_mistake_in_the_configuration_is_named_with_line_and_column() -> Resul
     let folder = ScratchFolder::create()?;
     let path = folder.path().join("carveout.yaml");
     for (lines, place, words) in MISTAKES {
-        std::fs::write(&path, format!("source: {{url: \"postgresql://me:c4nary@nowhere.invalid/shop\"}}\ntenancy: {{key: bid}}\n{lines}"))?;
+        std::fs::write(
+            &path,
+            format!("source: {{url: \"postgresql://me:c4nary@nowhere.invalid/shop\"}}\ntenancy: {{key: bid}}\n{lines}"),
+        )?;
         for command in [&["check"][..], &["run"], &["status"], &["move", "7", "--to", "schema"]] {
             let said = run(&path, command).await?;
             said.assert(2, &[&format!("{}{place}", path.display()), words])?;
@@ -53,14 +56,20 @@ async fn wrong_usage_and_absent_daemons_have_their_exit_codes() -> Result<()> {
             token.display(),
         ),
     )?;
-    for args in [&["mvoe", "7"][..], &["move"], &["move", "7", "--to", "mars"], &["verify", ""], &["check", "--output", "xml"]] {
+    for args in
+        [&["mvoe", "7"][..], &["move"], &["move", "7", "--to", "mars"], &["verify", ""], &["check", "--output", "xml"]]
+    {
         run(&path, args).await?.assert(2, &[])?;
     }
-    run(&path, &["move", "7", "--to", "database", "--target", "postgresql://eu/x"]).await?.assert(2, &["--target", "not in this version"])?;
+    run(&path, &["move", "7", "--to", "database", "--target", "postgresql://eu/x"])
+        .await?
+        .assert(2, &["--target", "not in this version"])?;
     for later in ["init", "assess", "rehearse", "cutover", "rollback", "complete", "resume", "pause", "apply"] {
         run(&path, &[later, "7"]).await?.assert(2, &[later, "not in this version"])?;
     }
-    for args in [&["status"][..], &["status", "7"], &["move", "7", "--to", "schema"], &["verify", "7"], &["cancel", "7"]] {
+    for args in
+        [&["status"][..], &["status", "7"], &["move", "7", "--to", "schema"], &["verify", "7"], &["cancel", "7"]]
+    {
         run(&path, args).await?.assert(3, &[&format!("127.0.0.1:{port}"), "carveout run"])?;
     }
     for args in [&["check"][..], &["prepare"], &["run"]] {

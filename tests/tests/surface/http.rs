@@ -11,10 +11,26 @@ use tests::wait::until;
 use super::{Desk, SOON, run};
 
 /// Commands that change something, of this version and of later ones.
-const COMMANDS: [&str; 9] = ["move", "verify", "rehearse", "cutover", "rollback", "complete", "pause", "resume", "cancel"];
+const COMMANDS: [&str; 9] =
+    ["move", "verify", "rehearse", "cutover", "rollback", "complete", "pause", "resume", "cancel"];
 const PHASES: [&str; 17] = [
-    "planned", "provisioning", "copying", "catching_up", "streaming", "verifying", "ready", "rehearsing", "cutting_over",
-    "reversing", "rolling_back", "rolled_back", "completing", "completed", "cancelling", "cancelled", "needs_copy",
+    "planned",
+    "provisioning",
+    "copying",
+    "catching_up",
+    "streaming",
+    "verifying",
+    "ready",
+    "rehearsing",
+    "cutting_over",
+    "reversing",
+    "rolling_back",
+    "rolled_back",
+    "completing",
+    "completed",
+    "cancelling",
+    "cancelled",
+    "needs_copy",
 ];
 
 /// N07: whatever could change something needs the token, whatever else it is; reading needs none, and GET
@@ -33,7 +49,11 @@ async fn nothing_is_changed_without_the_token() -> Result<()> {
         let path = format!("/v1/tenants/1/{command}");
         for wrong in [None, Some(""), Some("x"), Some(cut), Some(&format!("{token}x"))] {
             let answer = http::post(daemon.address, &path, wrong, &body).await?;
-            ensure!(answer.status == 401, "{path} with {}: {answer:?}", if wrong.is_none() { "no token" } else { "a wrong one" });
+            ensure!(
+                answer.status == 401,
+                "{path} with {}: {answer:?}",
+                if wrong.is_none() { "no token" } else { "a wrong one" }
+            );
             ensure!(!answer.body.contains(cut), "the answer has the token");
         }
         let got = daemon.get(&path).await?;
@@ -45,7 +65,9 @@ async fn nothing_is_changed_without_the_token() -> Result<()> {
         let answer = daemon.post(path, &body).await?;
         ensure!([404, 405].contains(&answer.status), "{path}: {answer:?}");
     }
-    for (what, body) in [("a word for to", json!({"to": "mars"})), ("an unknown key", json!({"too": "schema"})), ("a list", json!([1]))] {
+    for (what, body) in
+        [("a word for to", json!({"to": "mars"})), ("an unknown key", json!({"too": "schema"})), ("a list", json!([1]))]
+    {
         let answer = daemon.post("/v1/tenants/1/move", &body).await?;
         ensure!(answer.status == 400, "{what}: {answer:?}");
     }
@@ -85,7 +107,10 @@ async fn the_status_has_every_field_of_the_interface() -> Result<()> {
         ensure!(entry["phase"].as_str().is_some_and(|phase| PHASES.contains(&phase)), "{entry}");
         ensure!(entry["rows_copied"] == 200 && entry["rows_total"] == 200, "{entry}");
         assert_lsns(entry, &["received_lsn", "applied_lsn"])?;
-        ensure!(entry["lag_bytes"].is_u64() && entry["lag_seconds"].is_f64() && entry["spool_bytes"].is_u64(), "{entry}");
+        ensure!(
+            entry["lag_bytes"].is_u64() && entry["lag_seconds"].is_f64() && entry["spool_bytes"].is_u64(),
+            "{entry}"
+        );
         ensure!(entry["can_cutover"] == false && entry["blocked_by"][0].is_string(), "{entry}");
         for field in ["fault", "route_epoch", "verified_at_lsn"] {
             ensure!(entry.get(field).is_some(), "{field} is missing: {entry}");
@@ -109,7 +134,9 @@ async fn the_status_has_every_field_of_the_interface() -> Result<()> {
     run(&desk.config, &["status", "77"]).await?.assert(1, &["77", "carveout move"])?;
     // The tenant's name is a value of the key's type, or refused with the type.
     for wrong in ["seven", "7x", "99999999999", "550e8400-e29b-41d4-a716-446655440000"] {
-        run(&desk.config, &["move", wrong, "--to", "schema"]).await?.assert(1, &[wrong, "not a value of type integer"])?;
+        run(&desk.config, &["move", wrong, "--to", "schema"])
+            .await?
+            .assert(1, &[wrong, "not a value of type integer"])?;
     }
     run(&desk.config, &["move", "007"]).await?.assert(1, &["--to schema"])?;
     run(&desk.config, &["move", "002", "--to", "schema"]).await?.assert(1, &["carveout cancel"])?;

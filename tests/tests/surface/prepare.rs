@@ -31,7 +31,10 @@ async fn check_asks_for_what_prepare_does_and_is_content_afterwards() -> Result<
     let json = run(&desk.config, &["check", "--output", "json"]).await?;
     let findings: Value = serde_json::from_str(&json.stdout).context("read the findings")?;
     let findings = findings.as_array().context("a list")?;
-    ensure!(json.code == Some(1) && findings.iter().filter(|finding| finding["prepared"] == true).count() == 4, "{json:#?}");
+    ensure!(
+        json.code == Some(1) && findings.iter().filter(|finding| finding["prepared"] == true).count() == 4,
+        "{json:#?}"
+    );
     for finding in findings {
         for field in ["severity", "object", "cause", "remedy"] {
             ensure!(finding[field].is_string(), "{field} of {finding}");
@@ -47,7 +50,9 @@ async fn check_asks_for_what_prepare_does_and_is_content_afterwards() -> Result<
     desk.sql("SELECT pg_drop_replication_slot('carveout')").await?;
     desk.sql("DROP SCHEMA carveout CASCADE; ALTER TABLE events REPLICA IDENTITY DEFAULT").await?;
     run(&desk.config, &["check"]).await?.assert(1, &sql)?;
-    run(&desk.config, &["prepare", "--apply"]).await?.assert(0, &["prepared: 4 steps", "pg_drop_replication_slot('carveout')"])?;
+    run(&desk.config, &["prepare", "--apply"])
+        .await?
+        .assert(0, &["prepared: 4 steps", "pg_drop_replication_slot('carveout')"])?;
     run(&desk.config, &["prepare", "--apply"]).await?.assert(0, &["nothing to prepare"])?;
     run(&desk.config, &["prepare"]).await?.assert(0, &["nothing to prepare"])?;
     run(&desk.config, &["check"]).await?.assert(0, &["errors: 0"])?;
@@ -67,7 +72,8 @@ fn psql(desk: &Desk, script: &str) -> Result<()> {
     let path = desk.scene.path().join("prepare.sql");
     std::fs::write(&path, script)?;
     let mut psql: Command = desk.scene.source.command("psql")?;
-    let said = psql.args(["-X", "-v", "ON_ERROR_STOP=1", "-f"]).arg(&path).arg(DATABASE).output().context("run psql")?;
+    let said =
+        psql.args(["-X", "-v", "ON_ERROR_STOP=1", "-f"]).arg(&path).arg(DATABASE).output().context("run psql")?;
     ensure!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
     Ok(())
 }
@@ -83,18 +89,32 @@ async fn prepare_takes_no_write_away_from_the_application() -> Result<()> {
         ("deferrable_alone", "(bid integer, id integer PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)"),
         ("unique_nullable", "(bid integer, id integer, UNIQUE (bid, id))"),
         ("unique_deferrable", "(bid integer NOT NULL, id integer NOT NULL, UNIQUE (bid, id) DEFERRABLE)"),
-        ("identity_nothing", "(bid integer, id integer, PRIMARY KEY (bid, id)); ALTER TABLE identity_nothing REPLICA IDENTITY NOTHING"),
-        ("identity_index", "(bid integer NOT NULL, id integer NOT NULL, CONSTRAINT other UNIQUE (bid, id)); ALTER TABLE identity_index REPLICA IDENTITY USING INDEX other"),
-        ("identity_index_gone", "(bid integer NOT NULL, id integer NOT NULL, CONSTRAINT gone UNIQUE (bid, id)); ALTER TABLE identity_index_gone REPLICA IDENTITY USING INDEX gone; ALTER TABLE identity_index_gone DROP CONSTRAINT gone"),
+        (
+            "identity_nothing",
+            "(bid integer, id integer, PRIMARY KEY (bid, id)); ALTER TABLE identity_nothing REPLICA IDENTITY NOTHING",
+        ),
+        (
+            "identity_index",
+            "(bid integer NOT NULL, id integer NOT NULL, CONSTRAINT other UNIQUE (bid, id)); ALTER TABLE identity_index REPLICA IDENTITY USING INDEX other",
+        ),
+        (
+            "identity_index_gone",
+            "(bid integer NOT NULL, id integer NOT NULL, CONSTRAINT gone UNIQUE (bid, id)); ALTER TABLE identity_index_gone REPLICA IDENTITY USING INDEX gone; ALTER TABLE identity_index_gone DROP CONSTRAINT gone",
+        ),
     ];
     let desk = Desk::open().await?;
     for (name, columns) in SHAPES {
-        desk.sql(&format!("CREATE TABLE {name} {columns}; INSERT INTO {name} (bid, id) SELECT 1, n FROM generate_series(1, 9) n")).await?;
+        desk.sql(&format!(
+            "CREATE TABLE {name} {columns}; INSERT INTO {name} (bid, id) SELECT 1, n FROM generate_series(1, 9) n"
+        ))
+        .await?;
     }
     let daemon = desk.work().await?;
     let mut refused = Vec::new();
     for (name, _) in SHAPES {
-        for write in [format!("UPDATE {name} SET id = id + 10 WHERE id < 4"), format!("DELETE FROM {name} WHERE id > 8")] {
+        for write in
+            [format!("UPDATE {name} SET id = id + 10 WHERE id < 4"), format!("DELETE FROM {name} WHERE id > 8")]
+        {
             if let Err(error) = desk.sql(&write).await {
                 refused.push(format!("{error:#}"));
             }

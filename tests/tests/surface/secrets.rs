@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use daemon::demo::cluster::{Auth, ClusterOptions};
 use tests::daemon::Daemon;
-use tests::scene::{Configuration, DATABASE, Scene};
-use tests::wait::until;
-use tokio_postgres::{Client, NoTls};
+use tests::scene::{Configuration, Scene};
 
-use super::{Desk, SOON, run};
+use super::{Desk, run};
 use crate::carve::phase;
+use crate::settle::faulted;
 
 /// Unlike anything else that could stand in a log; with signs that a URL has to encode.
 const PASSWORD: &str = "pw-c4nary @:/?#%";
@@ -22,10 +21,13 @@ const ROW: &str = "row-c4nary";
 async fn desk(extra: &str) -> Result<Desk> {
     let options = ClusterOptions { auth: Auth::Scram(PASSWORD.to_owned()), ..ClusterOptions::default() };
     let scene = Scene::single(options).await?;
-    let source = session(&scene, DATABASE).await?;
+    let source = scene.source_client().await?;
     source.batch_execute(super::TABLES).await?;
-    source.batch_execute(&format!("UPDATE orders SET note = '{ROW} copied'; ALTER TABLE orders ADD UNIQUE (note, id)")).await?;
-    let config = scene.write_config("carveout", &Configuration { extra: extra.to_owned(), ..Configuration::default() })?;
+    source
+        .batch_execute(&format!("UPDATE orders SET note = '{ROW} copied'; ALTER TABLE orders ADD UNIQUE (note, id)"))
+        .await?;
+    let config =
+        scene.write_config("carveout", &Configuration { extra: extra.to_owned(), ..Configuration::default() })?;
     let file = scene.path().join("secret");
     std::fs::write(&file, format!("{PASSWORD}\n"))?;
     let line = format!("password_file: \"{}\"", file.display());
@@ -35,13 +37,6 @@ async fn desk(extra: &str) -> Result<Desk> {
     ensure!(text.matches(&line).count() == 2, "{text}");
     std::fs::write(&config, text)?;
     Ok(Desk { source, config, scene })
-}
-
-async fn session(scene: &Scene, dbname: &str) -> Result<Client> {
-    let mut config: tokio_postgres::Config = scene.source.url(dbname).parse()?;
-    let (client, connection) = config.password(PASSWORD).connect(NoTls).await.context("connect with a password")?;
-    tokio::spawn(async move { connection.await.ok() });
-    Ok(client)
 }
 
 /// N04, N06, N09: a whole move over SCRAM-SHA-256 with passwords from files, at the noisiest log level, with
@@ -59,27 +54,35 @@ async fn a_move_over_scram_leaves_neither_password_nor_row_in_any_artefact() -> 
         said.push(run(&desk.config, &["move", tenant, "--to", to, "--wait"]).await?);
         phase(&daemon, tenant, &["streaming"]).await?;
     }
-    desk.sql(&format!("UPDATE orders SET note = '{ROW} streamed' WHERE id % 2 = 0; INSERT INTO events VALUES (1, '{ROW}')")).await?;
+    desk.sql(&format!(
+        "UPDATE orders SET note = '{ROW} streamed' WHERE id % 2 = 0; INSERT INTO events VALUES (1, '{ROW}')"
+    ))
+    .await?;
     desk.sql("DELETE FROM events WHERE what = 'event 6'").await?;
-    let target = session(&desk.scene, "bid_2").await?;
+    let target = desk.scene.target_client("bid_2").await?;
     for (tenant, schema, there) in [("1", "bid_1", &desk.source), ("2", "public", &target)] {
-        crate::carve::drained(&desk.scene, &daemon, &[tenant]).await?;
-        tests::oracle::assert_equal(&desk.source, "public.orders", &format!("bid = {tenant}"), there, &format!("{schema}.orders")).await?;
+        crate::settle::drained(&desk.scene, &daemon, tenant).await?;
+        tests::oracle::assert_equal(
+            &desk.source,
+            "public.orders",
+            &format!("bid = {tenant}"),
+            there,
+            &format!("{schema}.orders"),
+        )
+        .await?;
         let verified = run(&desk.config, &["verify", tenant]).await?;
         verified.assert(0, &["equal"])?;
         said.push(verified);
     }
     // Differences, and a row in the way.
-    desk.sql(&format!("INSERT INTO bid_1.orders VALUES (1, 9001, '{ROW} by hand'); UPDATE bid_1.events SET what = '{ROW} by hand'")).await?;
+    desk.sql(&format!(
+        "INSERT INTO bid_1.orders VALUES (1, 9001, '{ROW} by hand'); UPDATE bid_1.events SET what = '{ROW} by hand'"
+    ))
+    .await?;
     said.push(run(&desk.config, &["verify", "1"]).await?);
     said.push(run(&desk.config, &["verify", "1", "--output", "json"]).await?);
     desk.sql(&format!("INSERT INTO orders VALUES (1, 9001, '{ROW} in the way')")).await?;
-    let bodies = until("a fault", SOON, async || {
-        let status = daemon.status().await?;
-        ensure!(!status["tenants"][0]["fault"].is_null(), "{status}");
-        Ok(status.to_string())
-    })
-    .await?;
+    let bodies = faulted(&daemon, "1").await?.to_string();
     for args in [&["status"][..], &["status", "1"], &["status", "--output", "json"], &["move", "1"], &["cancel", "1"]] {
         said.push(run(&desk.config, args).await?);
     }
@@ -136,9 +139,9 @@ async fn a_wrong_password_is_said_clearly_and_shown_nowhere() -> Result<()> {
     let desk = desk("").await?;
     let file = desk.scene.path().join("secret");
     std::fs::write(&file, "wrong-c4nary\n")?;
-    for args in [&["check"][..], &["prepare", "--apply"], &["run"]] {
+    for (args, code) in [(&["check"][..], 3), (&["prepare", "--apply"], 3), (&["run"], 1)] {
         let said = run(&desk.config, args).await?;
-        said.assert(3, &["password authentication failed", "127.0.0.1"])?;
+        said.assert(code, &["password authentication failed", "127.0.0.1"])?;
         ensure!(!format!("{said:?}").contains("c4nary"), "{said:#?}");
     }
     std::fs::write(&file, "\n")?;
@@ -146,7 +149,11 @@ async fn a_wrong_password_is_said_clearly_and_shown_nowhere() -> Result<()> {
     std::fs::remove_file(&file)?;
     run(&desk.config, &["run"]).await?.assert(2, &["source.password_file", &file.display().to_string()])?;
     // In the URL itself, from the environment: works, and errors do not show it either.
-    let text = std::fs::read_to_string(&desk.config)?.lines().filter(|line| !line.contains("password_file")).collect::<Vec<_>>().join("\n");
+    let text = std::fs::read_to_string(&desk.config)?
+        .lines()
+        .filter(|line| !line.contains("password_file"))
+        .collect::<Vec<_>>()
+        .join("\n");
     let percent = "pw-c4nary%20%40%3A%2F%3F%23%25";
     std::fs::write(&desk.config, text.replace("postgres@", &format!("postgres:{percent}@")))?;
     let said = run(&desk.config, &["check"]).await?;

@@ -22,7 +22,8 @@ async fn sigterm_ends_the_daemon_in_time_whatever_it_is_doing() -> Result<()> {
     let scene = tests::scene::Scene::single(ClusterOptions::default()).await?;
     let proxy = Proxy::start(format!("127.0.0.1:{}", scene.target.port).parse()?).await?;
     let extra = "limits: {copy_rows_per_second: 100}\n".to_owned();
-    let config = scene.write_config("carveout", &Configuration { target: Some(proxy.addr), extra, ..Configuration::default() })?;
+    let config = scene
+        .write_config("carveout", &Configuration { target: Some(proxy.addr), extra, ..Configuration::default() })?;
     let source = scene.source_client().await?;
     source.batch_execute(super::TABLES).await?;
     let desk = Desk { source, config, scene };
@@ -82,7 +83,9 @@ async fn the_source_shuts_down_in_time_while_the_daemon_streams() -> Result<()> 
         let writer = desk.scene.source_client().await?;
         let writing = tokio::spawn(async move {
             let mut written = 0;
-            let sql = format!("INSERT INTO orders SELECT n % 5, (SELECT max(id) FROM orders) + n, 'round {round}' FROM generate_series(1, 500) n");
+            let sql = format!(
+                "INSERT INTO orders SELECT n % 5, (SELECT max(id) FROM orders) + n, 'round {round}' FROM generate_series(1, 500) n"
+            );
             while writer.batch_execute(&sql).await.is_ok() {
                 written += 1;
             }
@@ -96,7 +99,9 @@ async fn the_source_shuts_down_in_time_while_the_daemon_streams() -> Result<()> 
         .await?;
         let began = Instant::now();
         let cluster = desk.scene.source.clone();
-        tokio::task::spawn_blocking(move || cluster.stop(StopMode::Fast)).await?.with_context(|| format!("round {round}"))?;
+        tokio::task::spawn_blocking(move || cluster.stop(StopMode::Fast))
+            .await?
+            .with_context(|| format!("round {round}"))?;
         ensure!(began.elapsed() < END, "round {round}: the shutdown took {:?}", began.elapsed());
         ensure!(writing.await? > 0, "nothing was written");
         let cluster = desk.scene.source.clone();

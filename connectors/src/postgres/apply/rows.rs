@@ -163,11 +163,11 @@ fn find<'a>(table: &Mapped, key: &Row<'a>, old: Option<&Row<'a>>, taken: usize) 
             "the table has no key and the old row was not sent",
         ));
     };
-    let same = (0..old.len()).map(|place| {
-        let (name, value) = (ident(&table.columns[place].name), param(table, place, taken + place + 1));
-        format!("{name}::text IS NOT DISTINCT FROM ({value})::text")
-    });
+    let pair = |place: usize| (ident(&table.columns[place].name), param(table, place, taken + place + 1));
+    let indexed = table.indexed.iter().map(|place| pair(*place)).map(|(name, value)| format!("{name} = {value}"));
+    let same =
+        (0..old.len()).map(pair).map(|(name, value)| format!("{name}::text IS NOT DISTINCT FROM ({value})::text"));
     let target = qualified(&table.target);
-    let same = same.collect::<Vec<_>>().join(" AND ");
+    let same = indexed.chain(same).collect::<Vec<_>>().join(" AND ");
     Ok((format!("ctid = (SELECT ctid FROM {target} WHERE {same} LIMIT 1)"), values(old)))
 }

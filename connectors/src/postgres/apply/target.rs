@@ -51,6 +51,8 @@ pub(super) struct Mapped {
     pub columns: Vec<Column>,
     /// Places in `columns` that name a row; empty where the table has no key.
     pub key: Vec<usize>,
+    /// Places in `columns` that help to find a row that is named by all its values.
+    pub indexed: Vec<usize>,
     /// Whether a column cannot be updated by a set: arrays (`unnest` would flatten them) and, outside
     /// the key, GENERATED ALWAYS AS IDENTITY (which UPDATE refuses).
     pub whole_rows: bool,
@@ -121,6 +123,7 @@ impl Targets {
         };
         let mapped = Mapped {
             oid: relation.id,
+            indexed: indexed_places(table, &relation),
             whole_rows: columns.iter().enumerate().any(awkward),
             key,
             full: relation.identity == b'f',
@@ -189,8 +192,14 @@ fn key_places(table: &Table, relation: &Relation, source: &TableName) -> Result<
             false => Ok(places),
         };
     }
-    let key = table.keys.iter().find(|key| key.primary).or_else(|| table.keys.iter().find(|key| key.identifies));
-    Ok(key.map(|key| key.columns.iter().filter_map(place).collect()).unwrap_or_default())
+    Ok(table.best_key().map(|key| key.columns.iter().filter_map(place).collect()).unwrap_or_default())
+}
+
+/// Columns of the primary key that is not fit to name a row: it is deferrable, but has an index.
+fn indexed_places(table: &Table, relation: &Relation) -> Vec<usize> {
+    let place = |name: &String| relation.columns.iter().position(|column| &column.name == name);
+    let key = table.keys.iter().find(|key| key.primary && !key.identifies);
+    key.map(|key| key.columns.iter().filter_map(place).collect()).unwrap_or_default()
 }
 
 impl Mapped {
