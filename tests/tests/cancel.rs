@@ -30,7 +30,7 @@ const KEEPSAKE: &str = "CREATE TABLE keepsake (id serial PRIMARY KEY, what text 
 /// What somebody else has in a schema: tables, views, indexes, sequences, and the keepsake's rows.
 async fn belongings(client: &Client, schema: &str) -> Result<String> {
     let sql = format!(
-        "SELECT coalesce(string_agg(relkind || relname, ' ' ORDER BY relname), '') || \
+        "SELECT coalesce(string_agg(relkind::text || relname, ' ' ORDER BY relname), '') || \
                 coalesce((SELECT md5(string_agg(k::text, ';' ORDER BY id)) FROM {schema}.keepsake k), '') \
          FROM pg_class WHERE relnamespace = '{schema}'::regnamespace"
     );
@@ -107,7 +107,9 @@ async fn cancel_drops_what_the_move_made_and_nothing_else_in_every_phase() -> Re
     .await?;
     for (tenant, to) in TENANTS {
         cancel(&desk, &daemon, tenant, to).await.with_context(|| format!("tenant {tenant} while it copies"))?;
-        ensure!(kept().await? == before, "after {tenant} while it copies: {:?} {before:?}", kept().await?);
+        let now = kept().await?;
+        // Tenant 2's tables are still beside somebody's as long as tenant 1 is cancelled.
+        ensure!(now[0] == before[0] && (tenant == "1" || now[1] == before[1]), "after {tenant}: {now:?} {before:?}");
     }
     ensure!(daemon.terminate().await?.success());
     let text = std::fs::read_to_string(&desk.config)?.replace("copy_rows_per_second: 40", "copy_rows_per_second: 0");
@@ -143,14 +145,13 @@ async fn cancel_drops_what_the_move_made_and_nothing_else_in_every_phase() -> Re
 
 /// A row in the target that the source's next one runs into.
 async fn in_the_way(desk: &Desk, tenant: &str, to: &str) -> Result<()> {
-    let row = format!("({tenant}, 100000 + (SELECT count(*) FROM orders WHERE id > 100000), 'in the way')");
-    let id = desk.ask("SELECT 100000 + count(*) FROM orders WHERE id > 99999").await?;
+    let id = desk.ask("SELECT max(id) + 1 FROM orders").await?;
+    let row = format!("({tenant}, {id}, 'in the way')");
     let there = match to {
         "database" => desk.scene.target_client(&format!("bid_{tenant}")).await?,
         _ => desk.scene.source_client().await?,
     };
     let schema = if to == "database" { "public".to_owned() } else { format!("bid_{tenant}") };
-    let row = row.replace("100000 + (SELECT count(*) FROM orders WHERE id > 100000)", &id);
     there.batch_execute(&format!("INSERT INTO {schema}.orders VALUES {row}")).await?;
     desk.sql(&format!("INSERT INTO orders VALUES {row}")).await
 }
@@ -162,7 +163,8 @@ async fn a_target_table_that_is_there_already_is_refused_and_left_alone() -> Res
     const MINE: &str = "CREATE TABLE orders (mine text); INSERT INTO orders VALUES ('mine')";
     let tables = vec![("bid_1.orders".to_owned(), "{exclude: true}".to_owned())];
     let desk = Desk::open_with(ClusterOptions::default(), Configuration { tables, ..Configuration::default() }).await?;
-    desk.sql(&format!("CREATE SCHEMA bid_1; SET search_path = bid_1; {MINE}; RESET search_path; CREATE DATABASE bid_2")).await?;
+    desk.sql(&format!("CREATE SCHEMA bid_1; SET search_path = bid_1; {MINE}; RESET search_path")).await?;
+    desk.sql("CREATE DATABASE bid_2").await?;
     let database = desk.scene.target_client("bid_2").await?;
     database.batch_execute(MINE).await?;
     let daemon = desk.work().await?;
@@ -180,8 +182,8 @@ async fn a_target_table_that_is_there_already_is_refused_and_left_alone() -> Res
         let sql = format!("SELECT count(*) FROM pg_class WHERE relnamespace = '{schema}'::regnamespace AND relkind IN ('r', 'S', 'i')");
         let left: i64 = there.query_one(&sql, &[]).await?.get(0);
         ensure!(left == 1, "{left} things in {schema}");
-        there.batch_execute(&format!("ALTER TABLE {table} RENAME TO mine_only")).await?;
         if to == "database" {
+            there.batch_execute(&format!("ALTER TABLE {table} RENAME TO mine_only")).await?;
             desk.carve(&daemon, tenant, to).await?;
             desk.assert_equal(&daemon, tenant, to).await?;
         }
