@@ -67,10 +67,10 @@ fn show(options: &Options) -> Result<bool> {
     load.stop().context("pgbench must not fail")?;
     scene.say("the load has stopped, without a failed transaction");
     equal &= compare(&scene, "after the load")?;
-    println!("\nstatus: {}/v1/status", scene.url());
-    println!("{}", if equal { "everything compared equal" } else { "THE SIDES DIFFER" });
+    println!("\n{}", if equal { "everything compared equal" } else { "THE SIDES DIFFER" });
     if options.keep {
-        println!("servers and daemon keep running; configuration: {}; end with Ctrl-C", scene.config().display());
+        println!("servers and daemon keep running: {}/v1/status", scene.url());
+        println!("configuration: {}; end with Ctrl-C", scene.config().display());
         scene.wait_for_daemon()?;
     }
     scene.stop_daemon()?;

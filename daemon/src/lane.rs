@@ -296,9 +296,9 @@ impl Lane {
         let start = reader.place();
         let mut limits = Limits { rows: self.plan.batch_rows, transactions };
         let mut mode = Mode::Sets;
+        group.begin(limits);
         loop {
             let sealed = *self.plan.spool.sealed.borrow();
-            group.begin(limits);
             let taken = sink.take(mode, &mut || group.piece(reader, &sealed)).await;
             let error = match taken {
                 Ok(end) => {
@@ -324,6 +324,7 @@ impl Lane {
             }
             tracing::debug!(%error, ?mode, "replaying a group");
             reader.seek(start).map_err(|error| self.spool_broken(&error))?;
+            group.again(limits);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::too_many_lines, reason = "a promise is one story, told from top to bottom")]
 
+mod cancel;
 mod carve;
 mod faults;
 mod join;

@@ -131,7 +131,7 @@ impl PostgresSink {
         let mut changes = Vec::with_capacity(messages.len());
         for message in messages {
             match pgoutput::decode(message)? {
-                Message::Relation(relation) => self.targets.learn(relation)?,
+                Message::Relation(relation) => self.targets.learn(relation),
                 Message::Insert { relation, new } => changes.push(self.targets.insert(relation, new)?),
                 Message::Update { relation, old, new } => changes.push(self.targets.update(relation, old, new)?),
                 Message::Delete { relation, old } => changes.push(self.targets.delete(relation, old)?),

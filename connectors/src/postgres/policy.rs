@@ -32,6 +32,13 @@ impl Keyed {
         format!("{} = {}::{kind}", ident(&self.key), literal(&tenant.0))
     }
 
+    /// Whether the table has a row of the tenant.
+    pub async fn has_tenant(&self, client: &Client, tenant: &TenantId) -> Result<bool> {
+        let sql = format!("SELECT EXISTS (SELECT FROM {} WHERE {})", qualified(&self.table.name), self.filter(tenant));
+        let row = client.query_one(&sql, &[]).await.doing(format!("look for the tenant in {}", self.table.name))?;
+        Ok(row.get(0))
+    }
+
     /// Whether rows without a tenant exist although the policy says they stop the move.
     pub async fn has_null_tenant(&self, client: &Client) -> Result<bool> {
         if self.null_tenant == NullTenant::NotMoving || self.table.column(&self.key).is_some_and(|key| key.not_null) {
@@ -111,7 +118,7 @@ fn unsupported_policy(policy: &TablePolicy) -> Option<(&'static str, &'static st
 /// Why the table cannot be moved.
 fn obstacles(table: &Table, key: &str) -> Vec<Finding> {
     let name = table.name.to_string();
-    let exclude = format!("or leave it out: tenancy.tables.\"{name}\": {{exclude: true}}");
+    let exclude = format!("or leave it out: under tenancy.tables, `\"{name}\": {{exclude: true}}`");
     let mut found = Vec::new();
     let mut add = |cause: String, remedy: &str| {
         found.push(Finding::new(Severity::Error, &name, cause, format!("{remedy} {exclude}").trim().to_owned()))

@@ -22,7 +22,6 @@ pub async fn check(config: &Config) -> Result<(Vec<Finding>, Vec<Keyed>)> {
     findings.extend(role(&client).await?);
     findings.extend(long_transactions(&client).await?);
     let Policies { keyed, findings: refused } = policy::resolve(catalog::tables(&client).await?, &config.tenancy);
-    findings.extend(refused);
     if keyed.is_empty() {
         let cause = format!("no table has the tenant key \"{}\" and can be moved", config.tenancy.key);
         findings.push(Finding::new(
@@ -32,6 +31,7 @@ pub async fn check(config: &Config) -> Result<(Vec<Finding>, Vec<Keyed>)> {
             "set tenancy.key to the column that names a row's tenant",
         ));
     }
+    findings.extend(refused);
     findings.extend(tables(&client, &keyed).await?);
     findings.extend(prepare::wanted(&client, config, &keyed).await?);
     findings.extend(targets(config).await);

@@ -33,7 +33,11 @@ fn text(report: &VerifyReport) -> String {
     }
     let tenant = plain(&report.tenant.0);
     let verdict = if report.equal { "equal" } else { "DIFFERENT" };
-    text + &format!("\ntenant {tenant} is {verdict} at {}\n", report.lsn)
+    text += &format!("\ntenant {tenant} is {verdict} at {}\n", report.lsn);
+    if !report.equal {
+        text += "  next: find out who writes to the target; then mend the rows there, or `carveout cancel` and `carveout move` it again\n";
+    }
+    text
 }
 
 fn row(table: &TableReport) -> Vec<String> {
@@ -78,7 +82,8 @@ mod tests {
             public.accounts  100,000      100,000      equal\n\
             public.orders    100,000      99,999       different: 1 row\n\n\
             public.orders, the first that differ:\n  KIND     KEY\n  missing  17\n\n\
-            tenant 7 is DIFFERENT at 0/60\n";
+            tenant 7 is DIFFERENT at 0/60\n  \
+            next: find out who writes to the target; then mend the rows there, or `carveout cancel` and `carveout move` it again\n";
         assert_eq!(text(&report), expected);
     }
 }

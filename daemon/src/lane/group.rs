@@ -40,8 +40,9 @@ pub(super) struct Group {
     copied: HashMap<String, Copied>,
     /// Relation number to `schema.table`.
     relations: HashMap<u32, String>,
-    /// Relations that were passed over and that the sink has to hear of.
-    untold: Vec<Bytes>,
+    /// Relations that were passed over, which the sink has to hear of before the first group.
+    passed_over: Vec<Bytes>,
+    told: bool,
     spool: Arc<SpoolState>,
     limits: Limits,
     /// xid and commit position of the transaction that is being read.
@@ -58,7 +59,8 @@ impl Group {
         Group {
             copied: copied.clone(),
             relations: HashMap::new(),
-            untold: Vec::new(),
+            passed_over: Vec::new(),
+            told: false,
             spool,
             limits: Limits { rows: 1, transactions: 1 },
             current: None,
@@ -75,6 +77,12 @@ impl Group {
         self.limits = limits;
         (self.rows, self.bytes, self.transactions) = (0, 0, 0);
         (self.current, self.stopped) = (None, None);
+    }
+
+    /// The group begins again, also for a sink that may not have heard of what was passed over.
+    pub fn again(&mut self, limits: Limits) {
+        self.begin(limits);
+        self.told = false;
     }
 
     pub fn take_stopped(&mut self) -> Option<Stopped> {
@@ -105,7 +113,7 @@ impl Group {
             }
             for bytes in relations {
                 self.learn(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-                self.untold.push(bytes);
+                self.passed_over.push(bytes);
             }
         }
     }
@@ -123,7 +131,10 @@ impl Group {
         if self.is_full() && self.current.is_none() {
             return Ok(Piece::End(self.end));
         }
-        let mut changes = std::mem::take(&mut self.untold);
+        let mut changes = Vec::new();
+        if !std::mem::replace(&mut self.told, true) {
+            changes.clone_from(&self.passed_over);
+        }
         let (mut rows, mut bytes) = (0, 0);
         while rows < self.limits.rows && bytes < PIECE_BYTES {
             match reader.next(sealed).map_err(|error| self.stop(Stopped::Damaged(error)))? {

@@ -14,6 +14,10 @@ use crate::ack::{SharedUnseen, Unseen};
 use crate::store::Store;
 use crate::supervisor::Startup;
 
+/// How to begin anew when a slot and a state directory do not belong together any more.
+const ANEW: &str = "drop the slot (SELECT pg_drop_replication_slot), run `carveout prepare --apply`, name an empty state_dir, \
+    drop what the old moves created, and move the tenants again";
+
 /// Where the pipeline begins.
 pub struct Beginning {
     /// Who the source is; every acknowledge record repeats it.
@@ -33,13 +37,6 @@ pub async fn begin(config: &Config, store: &Store) -> anyhow::Result<Beginning> 
     let slot_name = config.source.slot.clone();
     let slot = required_slot(&client, config).await?;
     let publication = required_publication(&client, config).await?;
-    if !control::claim_slot(&client, &slot_name, &store.identity()?).await? {
-        let text = format!(
-            "slot {slot_name} belongs to another state directory. Start the daemon with that one; if it is lost, drop the slot, \
-             run `carveout prepare --apply`, drop the old targets and move the tenants again"
-        );
-        return Err(if slot.active { Startup::Locked(text) } else { Startup::Refused(text) }.into());
-    }
     let record = store.ack()?;
     let base = AckRecord {
         system_id: system.system_id.clone(),
@@ -48,14 +45,15 @@ pub async fn begin(config: &Config, store: &Store) -> anyhow::Result<Beginning> 
         publication_oid: publication,
         ..AckRecord::default()
     };
-    let unseen = match record {
-        Some(record) => {
-            same_source(&base, &record)?;
-            if slot.confirmed_flush > record.position {
-                return Err(ahead(&config.source.slot, slot.confirmed_flush, record.position).into());
-            }
-            Unseen::new(record.unseen, record.fresh_xid)
+    if let Some(record) = &record {
+        same_source(&base, record)?;
+        if slot.confirmed_flush > record.position {
+            return Err(ahead(&config.source.slot, slot.confirmed_flush, record.position).into());
         }
+    }
+    claim(&client, store, &slot_name, slot.active).await?;
+    let unseen = match record {
+        Some(record) => Unseen::new(record.unseen, record.fresh_xid),
         None => {
             // Transactions may have committed before the slot that no snapshot shows yet. Their ids
             // are below this one, whatever they wait for; a snapshot's xmax may not be above them.
@@ -67,6 +65,17 @@ pub async fn begin(config: &Config, store: &Store) -> anyhow::Result<Beginning> 
     };
     let server_version = slot::server_version(&client).await?;
     Ok(Beginning { base, acknowledged: slot.confirmed_flush, server_version, unseen: Arc::new(Mutex::new(unseen)) })
+}
+
+/// The slot must be this state directory's.
+async fn claim(client: &connectors::postgres::Client, store: &Store, slot: &str, active: bool) -> anyhow::Result<()> {
+    if control::claim_slot(client, slot, &store.identity()?).await? {
+        return Ok(());
+    }
+    let text = format!(
+        "slot {slot} belongs to another state directory. Start the daemon with that one; if it is lost: {ANEW}"
+    );
+    Err(if active { Startup::Locked(text) } else { Startup::Refused(text) }.into())
 }
 
 /// The same comparison before every connection, against what this daemon has acknowledged.
@@ -112,7 +121,7 @@ fn same_source(here: &AckRecord, record: &AckRecord) -> Result<()> {
     } else {
         return Ok(());
     };
-    let next = "Point the configuration at the source that the state belongs to, or use another state_dir and move the tenants again";
+    let next = format!("Point the configuration at the source that the state belongs to; or begin anew: {ANEW}");
     Err(Error::state("compare the source with the state directory", format!("{differs}. {next}")))
 }
 
@@ -127,8 +136,8 @@ async fn required_slot(client: &connectors::postgres::Client, config: &Config) -
     };
     let slot = slot::find(client, name).await?.ok_or_else(missing)?;
     if slot.wal_status == "lost" || slot.confirmed_flush == Lsn::ZERO {
-        let why = "the server has removed log that it needed (max_slot_wal_keep_size): drop it, prepare a new one, use another state_dir and move the tenants again";
-        return Err(Error::state(doing(), why));
+        let why = "the server has removed log that it needed (max_slot_wal_keep_size)";
+        return Err(Error::state(doing(), format!("{why}; begin anew: {ANEW}")));
     }
     if slot.plugin != "pgoutput" || slot.two_phase {
         return Err(Error::state(doing(), "it was not made by `carveout prepare`; name another one in source.slot"));
@@ -160,7 +169,7 @@ fn ahead(slot: &str, confirmed: Lsn, ours: Lsn) -> Error {
         format!("use slot {slot}"),
         format!(
             "its confirmed position {confirmed} is ahead of the {ours} that this state directory recorded: {} bytes of changes would be missing. \
-             An older copy of the state was restored, or somebody else advanced the slot; use another state_dir and move the tenants again",
+             An older copy of the state was restored, or somebody else advanced the slot. Use the newer state; or begin anew: {ANEW}",
             confirmed.bytes_since(ours)
         ),
     )

@@ -67,7 +67,7 @@ impl Supervisor {
         entry.moving.update(&self.context.store, |record| {
             record.fault = None;
             if let Ok(phase) = record.phase.after(Event::CopyAgain) {
-                (record.phase, record.copy_again) = (phase, true);
+                (record.phase, record.copy_again, record.verified_at) = (phase, true, None);
             }
         })?;
         self.spawn_driver(entry);
@@ -146,6 +146,14 @@ impl Supervisor {
             return Err(no("check", &finding.object, &finding.cause, &next));
         }
         let tenant = canonical(&policies.keyed, tenant)?;
+        if self.find(&tenant.0).is_none() && !has_rows(&policies.keyed, &source, &tenant).await? {
+            return Err(no(
+                "empty",
+                &tenant.0,
+                "no table has a row of this tenant",
+                "correct the tenant's name; a tenant can be moved once it has a row",
+            ));
+        }
         for keyed in &policies.keyed {
             if keyed.has_null_tenant(&source).await? {
                 let next =
@@ -174,7 +182,7 @@ impl Supervisor {
         }
         Self::stop_driver(&entry).await;
         entry.moving.update(&self.context.store, |record| {
-            record.fault = None;
+            (record.fault, record.verified_at) = (None, None);
             if let Ok(phase) = record.phase.after(Event::Cancel) {
                 record.phase = phase;
             }
@@ -189,6 +197,15 @@ impl Supervisor {
         }
         self.tenant(tenant).ok_or_else(|| not_found(tenant))
     }
+}
+
+async fn has_rows(keyed: &[Keyed], source: &postgres::Client, tenant: &TenantId) -> Result<bool, postgres::Error> {
+    for keyed in keyed {
+        if keyed.has_tenant(source, tenant).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Every table's key type must know the tenant by the same text.

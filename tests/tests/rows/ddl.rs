@@ -45,6 +45,8 @@ async fn a_new_column_stops_the_lane_that_gets_a_row_with_it_and_nobody_else() -
     // Now it is tenant 2's turn: with the column made by hand, the move resumes.
     shop.sql(&format!("UPDATE {} SET \"n e w\" = 'x' WHERE \"select\" IN (1, 2)", order.sql())).await?;
     shop.faulted("2").await?;
+    // A table that was described before the checkpoint changes after it.
+    shop.sql(&format!("UPDATE {} SET \"num\" = 3", index.sql())).await?;
     other.batch_execute(&format!("ALTER TABLE {} {add}", order.sql())).await?;
     cli(&shop.config, &["move", "2"]).await?;
     phase(&shop.daemon, "2", &["streaming"]).await?;

@@ -57,13 +57,19 @@ pub(super) struct Mapped {
     /// the key, GENERATED ALWAYS AS IDENTITY (which UPDATE refuses).
     pub whole_rows: bool,
     full: bool,
-    definition: Relation,
 }
 
 /// The tables of a lane.
 pub struct Targets {
     tables: HashMap<TableName, (TableName, Table)>,
-    relations: HashMap<u32, Arc<Mapped>>,
+    relations: HashMap<u32, Known>,
+}
+
+/// A relation as the source described it last. It is mapped when a change needs it: a description
+/// that no change uses any more may not fit the target.
+struct Known {
+    definition: Relation,
+    mapped: Option<Arc<Mapped>>,
 }
 
 impl Targets {
@@ -87,10 +93,14 @@ impl Targets {
     }
 
     /// Takes a Relation message: new, repeated, or changed by DDL on the source.
-    pub(super) fn learn(&mut self, relation: Relation) -> Result<()> {
-        if self.relations.get(&relation.id).is_some_and(|known| known.definition == relation) {
-            return Ok(());
+    pub(super) fn learn(&mut self, relation: Relation) {
+        if self.relations.get(&relation.id).is_none_or(|known| known.definition != relation) {
+            self.relations.insert(relation.id, Known { definition: relation, mapped: None });
         }
+    }
+
+    /// Maps the source's columns to the target's, by name.
+    fn map(&self, relation: &Relation) -> Result<Mapped> {
         let source = TableName::new(&relation.schema, &relation.name);
         let doing = || format!("map the columns of {source}");
         let Some((target, table)) = self.tables.get(&source) else {
@@ -117,41 +127,47 @@ impl Targets {
         if let Some(missing) = table.stored().find(|own| !relation.columns.iter().any(|c| c.name == own.name)) {
             return Err(Error::state(doing(), format!("column \"{}\" is no longer there on the source", missing.name)));
         }
-        let key = key_places(table, &relation, &source)?;
+        let key = key_places(table, relation, &source)?;
         let awkward = |(place, column): (usize, &Column)| {
             column.category == "A" || (column.identity == "a" && !key.contains(&place))
         };
-        let mapped = Mapped {
+        Ok(Mapped {
             oid: relation.id,
-            indexed: indexed_places(table, &relation),
+            indexed: indexed_places(table, relation),
             whole_rows: columns.iter().enumerate().any(awkward),
             key,
             full: relation.identity == b'f',
             target: target.clone(),
             source: source.clone(),
             columns,
-            definition: relation,
+        })
+    }
+
+    fn relation(&mut self, oid: u32) -> Result<Arc<Mapped>> {
+        let Some(known) = self.relations.get(&oid) else {
+            let why = format!("relation {oid} was not described before it was used");
+            return Err(Error::protocol("apply a change", why));
         };
-        self.relations.insert(mapped.oid, Arc::new(mapped));
-        Ok(())
+        if let Some(mapped) = &known.mapped {
+            return Ok(Arc::clone(mapped));
+        }
+        let mapped = Arc::new(self.map(&known.definition)?);
+        if let Some(known) = self.relations.get_mut(&oid) {
+            known.mapped = Some(Arc::clone(&mapped));
+        }
+        Ok(mapped)
     }
 
-    fn relation(&self, oid: u32) -> Result<&Arc<Mapped>> {
-        let unknown =
-            || Error::protocol("apply a change", format!("relation {oid} was not described before it was used"));
-        self.relations.get(&oid).ok_or_else(unknown)
-    }
-
-    pub(super) fn insert<'a>(&self, relation: u32, new: Tuple<'a>) -> Result<Change<'a>> {
+    pub(super) fn insert<'a>(&mut self, relation: u32, new: Tuple<'a>) -> Result<Change<'a>> {
         let table = self.relation(relation)?;
         let new = table.row(new)?;
         if new.contains(&Value::Unchanged) {
             return Err(Error::protocol(format!("insert into {}", table.target), "the new row is not complete"));
         }
-        Ok(Change { table: Arc::clone(table), op: Op::Insert(new) })
+        Ok(Change { table, op: Op::Insert(new) })
     }
 
-    pub(super) fn update<'a>(&self, relation: u32, old: Option<Old<'a>>, new: Tuple<'a>) -> Result<Change<'a>> {
+    pub(super) fn update<'a>(&mut self, relation: u32, old: Option<Old<'a>>, new: Tuple<'a>) -> Result<Change<'a>> {
         let table = self.relation(relation)?;
         let mut new = table.row(new)?;
         let (key, old) = match old {
@@ -168,17 +184,17 @@ impl Targets {
                 (table.key_of(&old)?, Some(old))
             }
         };
-        Ok(Change { table: Arc::clone(table), op: Op::Update { key, old, new } })
+        Ok(Change { table, op: Op::Update { key, old, new } })
     }
 
-    pub(super) fn delete<'a>(&self, relation: u32, old: Old<'a>) -> Result<Change<'a>> {
+    pub(super) fn delete<'a>(&mut self, relation: u32, old: Old<'a>) -> Result<Change<'a>> {
         let table = self.relation(relation)?;
         let (row, full) = match old {
             Old::Key(old) => (table.row(old)?, false),
             Old::Full(old) => (table.row(old)?, true),
         };
         let key = table.key_of(&row)?;
-        Ok(Change { table: Arc::clone(table), op: Op::Delete { key, old: full.then_some(row) } })
+        Ok(Change { table, op: Op::Delete { key, old: full.then_some(row) } })
     }
 }
 
