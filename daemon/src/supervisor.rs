@@ -258,8 +258,8 @@ fn open_lanes(
     let mut links = BTreeMap::new();
     for record in records.iter().filter(|record| record.phase.has_lane()) {
         let dir = config.state_dir.join("spool").join(record.id.to_string());
-        let (spool, prev_end) = SpoolWriter::open(&dir)?;
         let must_hold = held.iter().find(|(id, _)| *id == record.id).map_or(Lsn::ZERO, |(_, lsn)| *lsn);
+        let (spool, prev_end) = SpoolWriter::open_holding(&dir, must_hold)?;
         links.insert(record.id, SpoolLink { state: Arc::clone(spool.state()), prev_end, must_hold });
         let lane = LaneEnd::new(record.id, record.tenant.clone(), record.tables.clone(), spool);
         router.open(lane, []);

@@ -43,6 +43,8 @@ pub struct Column {
     pub number: i16,
     /// `pg_type.oid`.
     pub type_oid: u32,
+    /// `pg_attribute.atttypmod`: length, precision, scale; -1 without.
+    pub typmod: i32,
     /// The array type over it, 0 where there is none.
     pub array_oid: u32,
     /// The type as DDL spells it, with length and precision.
@@ -192,7 +194,7 @@ SELECT a.attrelid, a.attname::text, t.oid, t.typarray, format_type(t.oid, a.attt
        CASE WHEN a.attcollation <> t.typcollation THEN
             (SELECT quote_ident(cn.nspname) || '.' || quote_ident(c.collname) FROM pg_collation c
                JOIN pg_namespace cn ON cn.oid = c.collnamespace WHERE c.oid = a.attcollation) END,
-       own.schema, own.name, needs.list, a.attnum
+       own.schema, own.name, needs.list, a.attnum, a.atttypmod
   FROM pg_attribute a
   JOIN pg_type t ON t.oid = a.atttypid
   JOIN pg_namespace tn ON tn.oid = t.typnamespace
@@ -236,6 +238,7 @@ async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Colum
             owned_sequence: owner.map(|(schema, name)| TableName::new(schema, name)),
             default_needs: row.get(17),
             number: row.get(18),
+            typmod: row.get(19),
         });
     }
     Ok(columns)

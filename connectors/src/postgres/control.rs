@@ -213,6 +213,12 @@ pub fn object_name(table: &TableName) -> String {
 /// Claims the slot for a state directory; false when it belongs to another one. Two directories on
 /// one slot would each acknowledge what the other has not seen.
 pub async fn claim_slot(client: &Client, slot: &str, state: &str) -> Result<bool> {
+    let doing = || format!("claim slot {slot}");
+    let owner = "SELECT move FROM carveout.objects WHERE kind = 'slot' AND name = $1";
+    if let Some(row) = client.query_opt(owner, &[&slot]).await.doing(doing())? {
+        return Ok(row.get::<_, &str>(0) == state);
+    }
+    client.batch_execute("SET synchronous_commit = local").await.doing(doing())?;
     let row = client
         .query_one(
             "INSERT INTO carveout.objects AS o (move, kind, name) VALUES ($1, 'slot', $2)
@@ -220,6 +226,6 @@ pub async fn claim_slot(client: &Client, slot: &str, state: &str) -> Result<bool
             &[&state, &slot],
         )
         .await
-        .doing(format!("claim slot {slot}"))?;
+        .doing(doing())?;
     Ok(row.get::<_, &str>(0) == state)
 }

@@ -48,6 +48,8 @@ pub(super) struct Group {
     /// xid and commit position of the transaction that is being read.
     current: Option<(u32, Lsn)>,
     end: Lsn,
+    /// What the target held when this connection began.
+    checkpoint: Lsn,
     rows: usize,
     bytes: usize,
     transactions: usize,
@@ -65,6 +67,7 @@ impl Group {
             limits: Limits { rows: 1, transactions: 1 },
             current: None,
             end: Lsn::ZERO,
+            checkpoint: Lsn::ZERO,
             rows: 0,
             bytes: 0,
             transactions: 0,
@@ -96,7 +99,7 @@ impl Group {
 
     /// Passes over every transaction that ends at or before `lsn`, which the target holds.
     pub fn skip(&mut self, reader: &mut SpoolReader, sealed: &Sealed, lsn: Lsn) -> io::Result<()> {
-        self.end = lsn;
+        (self.end, self.checkpoint) = (lsn, lsn);
         loop {
             let place = reader.place();
             let mut relations = Vec::new();
@@ -154,7 +157,7 @@ impl Group {
                     }
                 },
                 Some(Frame::Commit { end }) => {
-                    (self.current, self.end) = (None, end);
+                    (self.current, self.end) = (None, self.end.max(end));
                     self.transactions += 1;
                     if self.rows + rows >= self.limits.rows || self.bytes + bytes >= PIECE_BYTES || self.is_full() {
                         break;
@@ -188,7 +191,9 @@ impl Group {
         let (Some(table), Some((xid, commit_lsn))) = (table, self.current) else {
             return Err(Error::protocol("read the spool", "a change of a relation that was not described"));
         };
-        let held = self.copied.get(table).is_some_and(|copied| copied.holds(xid, commit_lsn));
+        // The stream may bring again what the target holds, when the spool ended before it.
+        let applied = commit_lsn < self.checkpoint;
+        let held = applied || self.copied.get(table).is_some_and(|copied| copied.holds(xid, commit_lsn));
         Ok(if held { Weight::Held } else { Weight::Row })
     }
 

@@ -88,6 +88,9 @@ async fn joined_snapshot(context: &Context) -> std::result::Result<HeldSnapshot,
     loop {
         let held = snapshot::hold(&context.config.source.url, "snapshot").await?;
         if demand.met_by(&held.snapshot) {
+            // Asynchronous commits that it shows reach the disk before anything is copied.
+            let source = client::connect(&context.config.source.url, "copy").await?;
+            snapshot::tick(&source).await?;
             return Ok(held);
         }
         drop(held);

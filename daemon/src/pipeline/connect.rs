@@ -47,6 +47,9 @@ pub async fn begin(config: &Config, store: &Store) -> anyhow::Result<Beginning> 
     };
     if let Some(record) = &record {
         same_source(&base, record)?;
+        if system.wal_lsn < record.position {
+            return Err(behind(system.wal_lsn, record.position).into());
+        }
         if slot.confirmed_flush > record.position {
             return Err(ahead(&config.source.slot, slot.confirmed_flush, record.position).into());
         }
@@ -162,6 +165,15 @@ async fn required_publication(client: &connectors::postgres::Client, config: &Co
         ));
     }
     Ok(publication.oid)
+}
+
+fn behind(wal: Lsn, ours: Lsn) -> Error {
+    Error::state(
+        "compare the source with the state directory",
+        format!(
+            "the source's log ends at {wal}, before the {ours} that was acknowledged: it was restored from a backup. Begin anew: {ANEW}"
+        ),
+    )
 }
 
 fn ahead(slot: &str, confirmed: Lsn, ours: Lsn) -> Error {

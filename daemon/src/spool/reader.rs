@@ -71,7 +71,7 @@ impl SpoolReader {
             self.limit = if self.place.segment == sealed.segment { sealed.offset } else { u64::MAX };
             match self.scan_frame()? {
                 Some(frame) => return Ok(Some(frame)),
-                None if self.place.segment < sealed.segment => {
+                None if self.place.segment < sealed.segment && self.place.offset == self.file.metadata()?.len() => {
                     // `consumed` counts bytes of earlier segments whole.
                     let place = Place { segment: self.place.segment + 1, offset: 0, ..self.place };
                     *self = SpoolReader::open_at(&self.dir, place)?;

@@ -71,11 +71,24 @@ impl SpoolWriter {
     /// Returns with it the end of the last transaction that had been sealed before its first
     /// segment: the target must hold everything up to there.
     pub fn open(dir: &Path) -> io::Result<(SpoolWriter, Lsn)> {
+        SpoolWriter::open_holding(dir, Lsn::ZERO)
+    }
+
+    /// The same for a spool that should reach `must_hold`. One that does not is begun anew from there,
+    /// so that whatever is appended later the target must reach that position by itself.
+    pub fn open_holding(dir: &Path, must_hold: Lsn) -> io::Result<(SpoolWriter, Lsn)> {
         fs::create_dir_all(dir)?;
         if let Some(parent) = dir.parent() {
             File::open(parent)?.sync_all()?;
         }
-        let found = scan(dir)?;
+        let mut found = scan(dir)?;
+        if found.sealed.end < must_hold {
+            for number in segments(dir)? {
+                fs::remove_file(segment_path(dir, number))?;
+            }
+            let sealed = Sealed { segment: 1, offset: 0, end: must_hold };
+            found = Found { sealed, prev_end: must_hold, bytes: 0, oldest: 0 };
+        }
         for number in segments(dir)?.into_iter().filter(|number| *number > found.sealed.segment) {
             fs::remove_file(segment_path(dir, number))?;
         }

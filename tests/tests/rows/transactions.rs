@@ -15,6 +15,7 @@ async fn of_a_transaction_with_savepoints_only_what_was_kept_arrives() -> Result
     let shop = Shop::open().await?;
     let table = Table::called("Index \"id\"");
     let (sql, insert) = (table.sql(), insert_into(&table, &["num"]));
+    shop.sql(&format!("{insert} VALUES (1, 20001, 0), (2, 20002, 0)")).await?;
     shop.carve("1", "schema").await?;
     shop.carve("2", "database").await?;
     let block = format!(
@@ -32,7 +33,7 @@ async fn of_a_transaction_with_savepoints_only_what_was_kept_arrives() -> Result
          ROLLBACK TO b; {insert} VALUES (2, 10004, 1); COMMIT"
     );
     shop.sql(&explicit).await?;
-    for (tenant, to, expected) in [("1", "schema", 1001), ("2", "database", 1001)] {
+    for (tenant, to, expected) in [("1", "schema", 1002), ("2", "database", 1002)] {
         let rows = shop.assert_equal(tenant, to).await?;
         ensure!(rows == expected, "tenant {tenant} has {rows} rows");
     }

@@ -109,7 +109,9 @@ impl Targets {
         let mut columns = Vec::with_capacity(relation.columns.len());
         for column in &relation.columns {
             match table.column(&column.name) {
-                Some(own) if own.type_oid == column.type_oid => columns.push(own.clone()),
+                Some(own) if (own.type_oid, own.typmod) == (column.type_oid, column.typmod) => {
+                    columns.push(own.clone())
+                }
                 Some(_) => {
                     return Err(Error::state(
                         doing(),
@@ -287,8 +289,14 @@ impl Statements {
 }
 
 /// A parameter in the wire's binary form, passed on undecoded.
-#[derive(Debug)]
 pub(super) struct Raw<'a>(pub Option<&'a [u8]>);
+
+/// Without the bytes: a row's values never reach a log, at no level.
+impl std::fmt::Debug for Raw<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.0.map_or(0, <[u8]>::len))
+    }
+}
 
 impl ToSql for Raw<'_> {
     fn to_sql(
