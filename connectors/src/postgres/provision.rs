@@ -46,7 +46,11 @@ pub async fn create_database(admin: &PgUrl, database: &str, source: &Client) -> 
         sql = format!("{sql} LOCALE_PROVIDER icu ICU_LOCALE {}", literal(&icu));
     }
     let client = connect(admin, "provision").await?;
-    client.batch_execute(&sql).await.doing(doing())
+    match client.batch_execute(&sql).await.doing(doing()) {
+        // A creation that a killed daemon had begun is still under way: look again.
+        Err(error) if matches!(error.sqlstate(), Some("42P04" | "23505")) => Err(Error::connection(doing(), error)),
+        done => done,
+    }
 }
 
 /// Drops a database that Carveout created; nobody else may be connected to it.
