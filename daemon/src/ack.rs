@@ -85,6 +85,8 @@ pub struct Round {
     pub quarantined: Vec<MoveId>,
     /// For these lanes: the end of the last transaction they hold.
     pub held: Vec<(MoveId, Lsn)>,
+    /// For every lane: the end of the last transaction that its target holds.
+    pub applied: Vec<(MoveId, Lsn)>,
 }
 
 /// What a round came to.
@@ -122,7 +124,7 @@ impl Acknowledger {
     /// Syncs, polls, records. Afterwards the position may be sent.
     pub async fn run(&mut self, round: Round) -> Result<Done, AckError> {
         let durable = |error: &dyn std::fmt::Display| AckError(error.to_string());
-        let Round { position, base, jobs, held, quarantined } = round;
+        let Round { position, base, jobs, held, applied, quarantined } = round;
         let synced = tokio::task::spawn_blocking(move || jobs.iter().try_for_each(SyncJob::run)).await;
         synced.map_err(|error| durable(&error))?.map_err(|error| durable(&error))?;
         // Not asked, the list of unseen transactions is only longer than it need be. A source that
@@ -143,7 +145,7 @@ impl Acknowledger {
             let unseen = self.unseen.lock().unwrap_or_else(PoisonError::into_inner);
             (unseen.xids.clone(), unseen.fresh_xid)
         };
-        let record = AckRecord { position, unseen, fresh_xid, held, quarantined, ..base };
+        let record = AckRecord { position, unseen, fresh_xid, held, applied, quarantined, ..base };
         if self.last.as_ref() != Some(&record) {
             let (store, written) = (self.store.clone(), record.clone());
             let put = tokio::task::spawn_blocking(move || store.put_ack(&written)).await;

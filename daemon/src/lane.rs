@@ -9,15 +9,15 @@ mod hold;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use connectors::postgres::Error;
 use connectors::postgres::apply::{Mode, PostgresSink, Sink, SinkPlan};
 use connectors::postgres::control::Copied;
 use schemas::record::Fault;
-use schemas::{Lsn, Snapshot};
+use schemas::{Lsn, Snapshot, TableName};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::pipeline::Progress;
@@ -43,12 +43,14 @@ pub struct LanePlan {
     pub spool_dir: PathBuf,
     /// What it shares with the writing end.
     pub spool: Arc<SpoolState>,
-    /// Per table (`schema.table`): what its copy holds.
-    pub copied: HashMap<String, Copied>,
+    /// Per table: what its copy holds.
+    pub copied: HashMap<TableName, Copied>,
     /// The end of the last transaction sealed before the spool's first segment.
     pub prev_end: Lsn,
     /// The acknowledge record says that this was held: a transaction end.
     pub must_hold: Lsn,
+    /// The acknowledge record says that the target held this.
+    pub known_applied: Lsn,
     /// Most rows in a group.
     pub batch_rows: usize,
 }
@@ -60,6 +62,20 @@ pub struct LaneMeter {
     pub changes: AtomicU64,
     /// Source transactions applied.
     pub transactions: AtomicU64,
+    /// What failed and is being tried again.
+    trouble: Mutex<Option<String>>,
+}
+
+impl LaneMeter {
+    /// What the move waits for, when something that failed is being tried again.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Something failed and will be tried again; `None`: it went well.
+    pub fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
 }
 
 /// What can be asked of a lane.
@@ -148,6 +164,7 @@ impl Lane {
                         (backoff, failures) = (FIRST_BACKOFF, 0);
                     }
                     failures += 1;
+                    self.meter.set_trouble(Some(error.to_string()));
                     match failures < PATIENCE {
                         true => tracing::info!(%error, "the target failed; trying again"),
                         false => tracing::warn!(%error, failures, "the target keeps failing; trying again"),
@@ -191,6 +208,7 @@ impl Lane {
         let mut lsn = sink.position().await?;
         self.compare(lsn)?;
         self.compared = true;
+        self.meter.set_trouble(None);
         let mut reader = SpoolReader::open(&self.plan.spool_dir).map_err(|error| self.spool_broken(&error))?;
         let mut group = Group::new(&self.plan.copied, Arc::clone(&self.plan.spool));
         let mut sealed = self.plan.spool.sealed.subscribe();
@@ -253,6 +271,11 @@ impl Lane {
                 self.plan.prev_end,
                 "the target's checkpoint is older than the spool: was it restored from a backup?",
             ))
+        } else if target < self.plan.known_applied {
+            Some((
+                self.plan.known_applied,
+                "the target held more before than its checkpoint says now: was it restored from a backup, or the checkpoint changed?",
+            ))
         } else if target.max(spooled) < self.plan.must_hold {
             Some((self.plan.must_hold, "neither target nor spool hold what was acknowledged: was the spool changed?"))
         } else {
@@ -280,7 +303,14 @@ impl Lane {
     /// Passes over what the target holds, learning the relations on the way.
     fn skip_applied(&self, reader: &mut SpoolReader, group: &mut Group, lsn: Lsn) -> std::result::Result<(), End> {
         let sealed = *self.plan.spool.sealed.borrow();
-        group.skip(reader, &sealed, lsn).map_err(|error| self.spool_broken(&error))?;
+        let stands = group.skip(reader, &sealed, self.plan.prev_end, lsn).map_err(|error| self.spool_broken(&error))?;
+        if !stands {
+            let message = format!(
+                "the target's checkpoint {lsn} is not the end of any transaction in its spool: was it changed?"
+            );
+            let next = "`carveout move` copies the tenant again";
+            return Err(End::Broken(Fault::new("gap", self.plan.sink.id.to_string(), message, next)));
+        }
         self.plan.spool.set_applied(lsn, reader.place());
         Ok(())
     }

@@ -38,6 +38,8 @@ pub struct Context {
     pub pipeline: PipelineHandle,
     /// Who the source is.
     pub base: AckRecord,
+    /// The name of the state directory.
+    pub state: String,
     /// Its version, as `server_version_num`.
     pub server_version: u32,
     /// Connections to targets, for lanes and copies.
@@ -73,7 +75,7 @@ impl Context {
     /// The stream that checkpoints count in.
     pub fn origin(&self) -> Origin {
         let AckRecord { slot, system_id, timeline, .. } = self.base.clone();
-        Origin { slot, system_id, timeline }
+        Origin { slot, system_id, timeline, state: self.state.clone() }
     }
 
     /// The tables of a move as the source has them now.
@@ -108,6 +110,8 @@ pub struct SpoolLink {
     pub prev_end: Lsn,
     /// The acknowledge record says that spool and target reached this; zero for a new spool.
     pub must_hold: Lsn,
+    /// The acknowledge record says that the target reached this; zero for a new spool.
+    pub known_applied: Lsn,
 }
 
 /// A move while the daemon runs.
@@ -168,13 +172,37 @@ impl Moving {
 
     /// Changes the record and stores it; in memory only once it is stored.
     pub fn update(&self, store: &Store, change: impl FnOnce(&mut MoveRecord)) -> Result<(), StoreError> {
+        self.try_update(store, |record| {
+            change(record);
+            Ok(())
+        })
+    }
+
+    /// The same for a change that may be refused: nothing is stored then.
+    fn try_update<E: From<StoreError>>(
+        &self,
+        store: &Store,
+        change: impl FnOnce(&mut MoveRecord) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut record = lock(&self.record);
         let mut next = record.clone();
-        change(&mut next);
+        change(&mut next)?;
         store.put_move(&next)?;
         self.phase.send_replace((next.phase, next.fault.is_some()));
         *record = next;
         Ok(())
+    }
+
+    /// The lane's continuity is lost: the rows must be copied again. False when the move has no lane.
+    pub fn break_off(&self, store: &Store, fault: Fault) -> Result<bool, StoreError> {
+        let mut broken = false;
+        self.update(store, |record| {
+            if let Ok(phase) = record.phase.after(Event::Broken) {
+                broken = true;
+                (record.phase, record.fault) = (phase, Some(fault));
+            }
+        })?;
+        Ok(broken)
     }
 
     /// The phase, and whether a fault stands beside it, as they change.
@@ -184,12 +212,14 @@ impl Moving {
 
     /// Takes a step of the state machine and stores it.
     pub fn advance(&self, store: &Store, event: Event) -> Result<(), StepError> {
-        let record = self.record();
-        let phase = record.phase.after(event).map_err(|refused| {
-            StepError::Fault(Fault::new("phase", record.id.to_string(), refused.to_string(), "carveout status"))
+        self.try_update(store, |record| {
+            record.phase = record.phase.after(event).map_err(|refused| {
+                StepError::Fault(Fault::new("phase", record.id.to_string(), refused.to_string(), "carveout status"))
+            })?;
+            Ok::<(), StepError>(())
         })?;
-        self.update(store, |record| record.phase = phase)?;
-        tracing::info!(id = %record.id, tenant = %record.tenant, phase = phase.shown(None, false), "phase");
+        let record = self.record();
+        tracing::info!(id = %record.id, tenant = %record.tenant, phase = record.phase.shown(None, false), "phase");
         Ok(())
     }
 

@@ -51,7 +51,9 @@ pub struct Progress {
     pub retained_bytes: Option<u64>,
     /// The server's clock minus ours, microseconds since 2000-01-01 against the Unix epoch's.
     pub server_clock_offset: i64,
-    /// What stopped it.
+    /// Whether the slot has been ours in this run: before that, another daemon may be at work.
+    pub owns_slot: bool,
+    /// What stopped it, or what it waits for.
     pub fault: Option<Fault>,
 }
 
@@ -120,9 +122,11 @@ pub struct Pipeline {
     commands: mpsc::Receiver<Command>,
     waiting: Vec<Command>,
     progress: watch::Sender<Progress>,
-    broken: mpsc::Sender<Broken>,
+    broken: mpsc::UnboundedSender<Broken>,
     unseen: SharedUnseen,
     position: Lsn,
+    /// The last position that was handed to the acknowledger.
+    requested: Lsn,
     xid: u32,
     acknowledged: Lsn,
     rounds: mpsc::Sender<Round>,
@@ -139,7 +143,7 @@ pub fn spawn(
     beginning: Beginning,
     router: Router,
     store: Store,
-    broken: mpsc::Sender<Broken>,
+    broken: mpsc::UnboundedSender<Broken>,
     stop: watch::Receiver<bool>,
 ) -> (PipelineHandle, tokio::task::JoinHandle<()>) {
     let Beginning { base, acknowledged, unseen, server_version: _ } = beginning;
@@ -153,6 +157,7 @@ pub fn spawn(
         wal_end: acknowledged,
         retained_bytes: None,
         server_clock_offset: 0,
+        owns_slot: false,
         fault: None,
     });
     let handle = PipelineHandle { commands: commands_in, progress: progress.subscribe(), unseen: unseen.clone() };
@@ -175,6 +180,7 @@ pub fn spawn(
         broken,
         unseen,
         position: acknowledged,
+        requested: acknowledged,
         xid: 0,
         acknowledged,
         rounds,
@@ -202,8 +208,11 @@ impl Pipeline {
                 Ok(()) => Ended::Stop,
                 Err(error) => Ended::Lost(error),
             };
-            self.router.restart();
-            self.report_broken().await;
+            if !self.router.restart() {
+                // The spools still hold what was to be acknowledged; the rest has to come again.
+                self.position = self.requested;
+            }
+            self.report_broken();
             match ended {
                 Ended::Stop => return,
                 Ended::Lost(error) if connect::is_final(&error) => {
@@ -217,7 +226,8 @@ impl Pipeline {
                 }
                 Ended::Lost(error) => {
                     tracing::warn!(%error, "the stream ended; connecting again");
-                    self.progress.send_modify(|progress| progress.state = "connecting");
+                    let fault = connect::waits_for(&self.config, &error);
+                    self.progress.send_modify(|progress| (progress.state, progress.fault) = ("connecting", fault));
                 }
             }
             if began.elapsed() > LONGEST_BACKOFF {
@@ -265,11 +275,14 @@ impl Pipeline {
             return Err(error);
         }
         let source = self.config.source.clone();
+        connect::room(&self.config)?;
         connect::compare(&self.config, &self.base, self.acknowledged).await?;
         let mut stream = Stream::open(&source.url, &source.slot, &source.publication, Lsn::ZERO).await?;
-        connect::same_system(&stream, &self.base)?;
+        connect::same_system(&stream, &self.base, self.position)?;
         // The stream begins again at the confirmed position; what is held already is skipped.
-        self.progress.send_modify(|progress| progress.state = "streaming");
+        self.progress.send_modify(|progress| {
+            (progress.state, progress.fault, progress.owns_slot) = ("streaming", None, true);
+        });
         tracing::info!(slot = source.slot, from = %self.acknowledged, "streaming");
         let mut ack = tokio::time::interval(ACK_EVERY);
         let mut status = tokio::time::interval(STATUS_EVERY);
@@ -318,7 +331,11 @@ impl Pipeline {
             }
         }
         self.router.flush();
-        self.report_broken().await;
+        self.report_broken();
+        if self.router.is_full() {
+            return Err(connect::no_room(&self.config));
+        }
+        connect::room(&self.config)?;
         let position = self.position;
         self.progress.send_if_modified(|progress| std::mem::replace(&mut progress.received, position) != position);
         if asked {
@@ -380,14 +397,23 @@ impl Pipeline {
             return;
         }
         self.router.flush();
-        let (mut jobs, mut held) = (Vec::new(), Vec::new());
-        for lane in self.router.lanes_mut().filter(|lane| !lane.spool.state().caught_up()) {
-            held.push((lane.id, lane.spool.end()));
-            jobs.extend(lane.spool.sync_job());
+        if self.router.is_full() {
+            return;
+        }
+        let (mut jobs, mut held, mut applied) = (Vec::new(), Vec::new(), Vec::new());
+        for lane in self.router.lanes_mut() {
+            if !lane.spool.state().caught_up() {
+                held.push((lane.id, lane.spool.end()));
+                jobs.extend(lane.spool.sync_job());
+            }
+            applied.push((lane.id, lane.spool.state().applied()));
         }
         let quarantined = self.router.quarantined();
-        let round = Round { position: self.position, base: self.base.clone(), jobs, held, quarantined };
+        let round = Round { position: self.position, base: self.base.clone(), jobs, held, applied, quarantined };
         self.round_running = self.rounds.try_send(round).is_ok();
+        if self.round_running {
+            self.requested = self.requested.max(self.position);
+        }
     }
 
     fn round_ended(&mut self, result: std::result::Result<Done, AckError>) -> Result<()> {
@@ -428,10 +454,10 @@ impl Pipeline {
         self.send_status(stream, silence > ASK_AFTER).await
     }
 
-    async fn report_broken(&mut self) {
+    fn report_broken(&mut self) {
         for broken in self.router.take_broken() {
             tracing::error!(lane = %broken.lane.id, cause = broken.fault.message, "a lane was taken out");
-            if self.broken.send(broken).await.is_err() {
+            if self.broken.send(broken).is_err() {
                 return;
             }
         }

@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use bytes::Bytes;
 use connectors::postgres::pgoutput::{self, Old, Relation, Tuple, Value};
 use schemas::config::NullTenant;
-use schemas::record::Fault;
+use schemas::record::{Fault, Published};
 use schemas::tenant::KeyType;
 use schemas::{Lsn, MoveId, TableName, TenantId};
 
-use crate::spool::SpoolWriter;
+use crate::spool::{self, SpoolWriter};
 use row::{shown, tuple_of, whole_row};
 
 /// A table that carries the tenant key.
@@ -30,8 +30,8 @@ pub struct LaneEnd {
     pub id: MoveId,
     /// Its tenant.
     pub tenant: TenantId,
-    /// The tables that move.
-    pub tables: Vec<TableName>,
+    /// The tables that move, by number, with the names they had when that was planned.
+    pub tables: BTreeMap<u32, TableName>,
     /// The writing end of its spool.
     pub spool: SpoolWriter,
     touched: bool,
@@ -39,8 +39,18 @@ pub struct LaneEnd {
 
 impl LaneEnd {
     /// A lane whose spool is open.
-    pub fn new(id: MoveId, tenant: TenantId, tables: Vec<TableName>, spool: SpoolWriter) -> Self {
+    pub fn new(id: MoveId, tenant: TenantId, published: &Published, spool: SpoolWriter) -> Self {
+        let tables = published.tables.iter().map(|(name, table)| (table.oid, name.clone())).collect();
         LaneEnd { id, tenant, tables, spool, touched: false }
+    }
+
+    /// Whether the relation is a table of the move; `None` when it is one by number or by name only.
+    fn has(&self, relation: u32, name: &TableName) -> Option<bool> {
+        match self.tables.get(&relation) {
+            Some(known) => (known == name).then_some(true),
+            None if self.tables.values().any(|known| known == name) => None,
+            None => Some(false),
+        }
     }
 }
 
@@ -86,6 +96,8 @@ pub struct Router {
     transaction: Option<Transaction>,
     broken: Vec<Broken>,
     quarantined: BTreeSet<MoveId>,
+    /// A spool had no room on the disk: what was received since the last cut is not all there.
+    full: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -100,7 +112,17 @@ impl Router {
     pub fn new(tables: BTreeMap<TableName, TableRoute>, budget: Budget) -> Self {
         let (lanes, relations, broken) = (BTreeMap::new(), HashMap::new(), Vec::new());
         let quarantined = BTreeSet::new();
-        Router { tables, lanes, relations, next_version: 1, budget, transaction: None, broken, quarantined }
+        Router {
+            tables,
+            lanes,
+            relations,
+            next_version: 1,
+            budget,
+            transaction: None,
+            broken,
+            quarantined,
+            full: false,
+        }
     }
 
     /// The open lanes.
@@ -144,14 +166,23 @@ impl Router {
         self.transaction.is_some()
     }
 
-    /// Forgets the open transaction and cuts it from the spools: the stream begins again.
-    pub fn restart(&mut self) {
+    /// Whether the disk had no room for what was received since the last [`Router::restart`].
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// Forgets the open transaction and cuts it from the spools: the stream begins again. False when
+    /// transactions went too that had been sealed but not shown to their lanes.
+    pub fn restart(&mut self) -> bool {
         self.transaction = None;
         self.relations.clear();
+        let mut kept = !std::mem::take(&mut self.full);
         self.each_lane(|lane| {
             lane.touched = false;
-            lane.spool.cut()
+            kept &= lane.spool.cut()?;
+            Ok(())
         });
+        kept
     }
 
     /// A transaction begins.
@@ -252,30 +283,16 @@ impl Router {
                 pgoutput::encode_insert(relation, &row, &mut insert);
                 self.write(to, relation, &[&insert]);
             }
-            None => self.stop(to, self.incomplete(relation, new)),
+            None => {
+                let Some(routed) = self.relations.get(&relation) else { return Err(unknown_relation(relation)) };
+                let (table, fault) = (routed.name.clone(), incomplete(routed, new));
+                self.stop(to, &table, fault);
+            }
         }
         if from == Owner::Null || to == Owner::Null {
             self.write(Owner::Null, relation, &[]);
         }
         Ok(())
-    }
-
-    fn incomplete(&self, relation: u32, new: Tuple<'_>) -> Fault {
-        let Some(routed) = self.relations.get(&relation) else {
-            return Fault::new("toast", relation.to_string(), "a row is not complete", "carveout cancel, then move");
-        };
-        let key = routed.relation.columns.iter().zip(new.iter()).filter(|(column, _)| column.key);
-        let key: Vec<String> =
-            key.map(|(column, value)| format!("{}={}", column.name, shown(column.type_oid, value))).collect();
-        Fault::new(
-            "toast",
-            routed.name.to_string(),
-            format!(
-                "a row entered the tenant ({}), but the value of a large unchanged column was not sent with it",
-                key.join(", ")
-            ),
-            format!("ALTER TABLE {} REPLICA IDENTITY FULL, then `carveout cancel` and `carveout move`", routed.name),
-        )
     }
 
     /// TRUNCATE names no tenant: it empties every one.
@@ -287,8 +304,9 @@ impl Router {
             "the table was truncated on the source, for every tenant",
             "`carveout cancel` the move, then `carveout move` it again",
         );
-        for id in routed.members.clone() {
-            self.stop(Owner::Lane(id), fault.clone());
+        let (members, table) = (routed.members.clone(), routed.name.clone());
+        for id in members {
+            self.stop(Owner::Lane(id), &table, fault.clone());
         }
     }
 
@@ -330,8 +348,16 @@ impl Router {
         routed.members.clear();
         let kind = routed.key.and_then(|place| KeyType::from_oid(routed.relation.columns[place].type_oid));
         let mut unroutable = Vec::new();
-        for lane in self.lanes.values().filter(|lane| lane.tables.contains(&routed.name)) {
-            routed.members.push(lane.id);
+        let mut replaced = Vec::new();
+        for lane in self.lanes.values() {
+            match lane.has(id, &routed.name) {
+                Some(true) => routed.members.push(lane.id),
+                Some(false) => continue,
+                None => {
+                    replaced.push(lane.id);
+                    continue;
+                }
+            }
             // The old image must carry the key, or a DELETE would name no tenant.
             let carried = routed.key.is_some_and(|place| routed.relation.columns[place].key);
             match kind.filter(|_| carried).map(|kind| kind.encode(&lane.tenant)) {
@@ -339,15 +365,22 @@ impl Router {
                 _ => unroutable.push(lane.id),
             }
         }
-        let object = routed.name.to_string();
-        for id in unroutable {
-            let fault = Fault::new(
-                "schema_changed",
-                &object,
+        let name = routed.name.clone();
+        for (lanes, cause, next) in [
+            (
+                unroutable,
                 "its tenant key is gone, has another type, or left the replica identity",
                 "`carveout cancel` the move, mend the configuration, then `carveout move`",
-            );
-            self.stop(Owner::Lane(id), fault);
+            ),
+            (
+                replaced,
+                "a table of the move was renamed, or another table has its name",
+                "`carveout cancel` the move, name the tables as they are to be, then `carveout move`",
+            ),
+        ] {
+            for id in lanes {
+                self.stop(Owner::Lane(id), &name, Fault::new("schema_changed", name.to_string(), cause, next));
+            }
         }
     }
 
@@ -381,8 +414,9 @@ impl Router {
                         routed.name.name
                     ),
                 );
-                for id in routed.members.clone() {
-                    self.stop(Owner::Lane(id), fault.clone());
+                let (members, table) = (routed.members.clone(), routed.name.clone());
+                for id in members {
+                    self.stop(Owner::Lane(id), &table, fault.clone());
                 }
             }
             Owner::Lane(id) => {
@@ -400,16 +434,19 @@ impl Router {
         }
     }
 
-    fn stop(&mut self, owner: Owner, fault: Fault) {
+    fn stop(&mut self, owner: Owner, table: &TableName, fault: Fault) {
         let (Owner::Lane(id), Some(transaction)) = (owner, self.transaction) else { return };
         let Some(lane) = self.lanes.get_mut(&id) else { return };
-        let written = lane.begin(transaction).and_then(|begun| if begun { lane.spool.stop(&fault) } else { Ok(()) });
+        let written =
+            lane.begin(transaction).and_then(|begun| if begun { lane.spool.stop(table, &fault) } else { Ok(()) });
         self.check_written(id, written);
     }
 
     fn check_written(&mut self, id: MoveId, written: std::io::Result<()>) {
-        if let Err(error) = written {
-            self.break_lane(id, spool_failed(id, &error));
+        match written {
+            Err(error) if spool::is_full(&error) => self.full = true,
+            Err(error) => self.break_lane(id, spool_failed(id, &error)),
+            Ok(()) => {}
         }
     }
 
@@ -417,7 +454,7 @@ impl Router {
         let failed: Vec<(MoveId, std::io::Error)> =
             self.lanes.values_mut().filter_map(|lane| act(lane).err().map(|error| (lane.id, error))).collect();
         for (id, error) in failed {
-            self.break_lane(id, spool_failed(id, &error));
+            self.check_written(id, Err(error));
         }
     }
 
@@ -448,6 +485,21 @@ enum Owner {
     Null,
     /// The key is stored out of line and was not sent.
     Unchanged,
+}
+
+fn incomplete(routed: &Routed, new: Tuple<'_>) -> Fault {
+    let key = routed.relation.columns.iter().zip(new.iter()).filter(|(column, _)| column.key);
+    let key: Vec<String> =
+        key.map(|(column, value)| format!("{}={}", column.name, shown(column.type_oid, value))).collect();
+    Fault::new(
+        "toast",
+        routed.name.to_string(),
+        format!(
+            "a row entered the tenant ({}), but the value of a large unchanged column was not sent with it",
+            key.join(", ")
+        ),
+        format!("ALTER TABLE {} REPLICA IDENTITY FULL, then `carveout cancel` and `carveout move`", routed.name),
+    )
 }
 
 fn spool_failed(id: MoveId, error: &std::io::Error) -> Fault {

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 pub use frame::Frame;
 pub use reader::{Place, SpoolReader};
-pub use writer::{SpoolWriter, SyncJob};
+pub use writer::{SpoolWriter, SyncJob, is_full};
 
 /// A segment is closed at the first frame after this many bytes.
 const SEGMENT_BYTES: u64 = 4 << 20;

@@ -1,8 +1,8 @@
 //! Owns the daemon's tasks: one pipeline, a driver per move. Everything that the http server and
 //! the command line can ask for is a method here.
 
-mod columns;
 mod commands;
+mod published;
 mod report;
 
 use std::collections::BTreeMap;
@@ -12,7 +12,6 @@ use std::time::Duration;
 use connectors::postgres::policy::Keyed;
 use connectors::postgres::{catalog, client, policy};
 use schemas::config::Config;
-use schemas::phase::Event;
 use schemas::record::{AckRecord, Fault, MoveRecord};
 use schemas::{Lsn, MoveId};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -96,9 +95,9 @@ impl Supervisor {
         if let Some(keyed) = keyed.first() {
             config.canonical_overrides(keyed.key_type).map_err(|error| Startup::Refused(error.to_string()))?;
         }
-        let (router, links) = open_lanes(&config, &records, &keyed, &ack.held)?;
+        let (router, links) = open_lanes(&config, &records, &keyed, &ack)?;
         let (stop, stopped) = watch::channel(false);
-        let (broken_in, broken) = mpsc::channel(16);
+        let (broken_in, broken) = mpsc::unbounded_channel();
         let (base, server_version) = (beginning.base.clone(), beginning.server_version);
         let (pipeline, task) = pipeline::spawn(config.clone(), beginning, router, store.clone(), broken_in, stopped);
         let limits = &config.limits;
@@ -107,6 +106,7 @@ impl Supervisor {
             copying: Semaphore::new(limits.copy_parallel as usize),
             copy_tables: Semaphore::new(limits.copy_parallel as usize),
             throttle: Throttle::new(limits.copy_rows_per_second.into()),
+            state: store.identity()?,
             config,
             store,
             pipeline,
@@ -122,7 +122,7 @@ impl Supervisor {
         });
         supervisor.resume(records, links);
         tokio::spawn(Arc::clone(&supervisor).take_broken(broken));
-        tokio::spawn(Arc::clone(&supervisor).watch_columns());
+        tokio::spawn(Arc::clone(&supervisor).watch_source());
         if supervisor.context.config.auto_start {
             tokio::spawn(Arc::clone(&supervisor).start_declared());
         }
@@ -168,25 +168,36 @@ impl Supervisor {
     }
 
     /// Lanes that the pipeline took out: their rows must be copied again.
-    async fn take_broken(self: Arc<Self>, mut broken: mpsc::Receiver<Broken>) {
+    async fn take_broken(self: Arc<Self>, mut broken: mpsc::UnboundedReceiver<Broken>) {
         while let Some(Broken { lane, fault }) = broken.recv().await {
+            let _one = self.commands.lock().await;
             let Some(entry) = self.lock().get(&lane.id).cloned() else { continue };
-            Self::stop_driver(&entry).await;
-            let stored = entry.moving.update(&self.context.store, |record| {
-                record.fault = Some(fault);
-                if let Ok(phase) = record.phase.after(Event::Broken) {
-                    record.phase = phase;
-                }
-            });
-            if let Err(error) = stored {
-                tracing::error!(%error, "a broken lane could not be recorded; its spool is kept");
+            // Meanwhile the move may have been cancelled, or copied again into a new spool.
+            if entry.moving.spool().is_none_or(|link| !Arc::ptr_eq(&link.state, lane.spool.state())) {
                 continue;
             }
-            entry.moving.set_spool(None);
-            if let Err(error) = lane.spool.remove() {
+            if self.break_move(&entry, fault)
+                && let Err(error) = lane.spool.remove()
+            {
                 tracing::warn!(%error, "a spool could not be removed");
             }
         }
+    }
+
+    /// Says that the move must be copied again, and ends its driver; the caller has the commands' lock.
+    fn break_move(&self, entry: &Entry, fault: Fault) -> bool {
+        match entry.moving.break_off(&self.context.store, fault) {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(error) => {
+                tracing::error!(%error, "a broken lane could not be recorded; its spool is kept");
+                return false;
+            }
+        }
+        // A target that does not answer must not keep the others waiting.
+        entry.moving.stop.send_replace(true);
+        entry.moving.set_spool(None);
+        true
     }
 
     /// Moves declared in `tenant_overrides`.
@@ -194,7 +205,8 @@ impl Supervisor {
         let declared: Vec<(String, schemas::config::Isolation)> =
             self.context.config.overrides().map(|(tenant, isolation, _)| (tenant.to_owned(), isolation)).collect();
         for (tenant, isolation) in declared {
-            if isolation == schemas::config::Isolation::Shared {
+            // What has been cancelled, or stands, waits for a person.
+            if isolation == schemas::config::Isolation::Shared || self.find(&tenant).is_some() {
                 continue;
             }
             if let Err(refusal) = self.start_move(&tenant, Some(isolation)).await {
@@ -250,7 +262,7 @@ fn open_lanes(
     config: &Config,
     records: &[MoveRecord],
     keyed: &[Keyed],
-    held: &[(MoveId, Lsn)],
+    ack: &AckRecord,
 ) -> anyhow::Result<(Router, BTreeMap<MoveId, SpoolLink>)> {
     let routes: BTreeMap<_, _> = moves::routes(keyed).into_iter().collect();
     let budget = Budget { per_tenant: config.limits.spool_per_tenant.0, total: config.limits.spool_total.0 };
@@ -258,11 +270,12 @@ fn open_lanes(
     let mut links = BTreeMap::new();
     for record in records.iter().filter(|record| record.phase.has_lane()) {
         let dir = config.state_dir.join("spool").join(record.id.to_string());
-        let must_hold = held.iter().find(|(id, _)| *id == record.id).map_or(Lsn::ZERO, |(_, lsn)| *lsn);
-        let (spool, prev_end) = SpoolWriter::open_holding(&dir, must_hold)?;
-        links.insert(record.id, SpoolLink { state: Arc::clone(spool.state()), prev_end, must_hold });
-        let lane = LaneEnd::new(record.id, record.tenant.clone(), record.tables.clone(), spool);
-        router.open(lane, []);
+        let of_lane =
+            |list: &[(MoveId, Lsn)]| list.iter().find(|(id, _)| *id == record.id).map_or(Lsn::ZERO, |(_, lsn)| *lsn);
+        let (must_hold, known_applied) = (of_lane(&ack.held), of_lane(&ack.applied));
+        let (spool, prev_end) = SpoolWriter::open_holding(&dir, must_hold.max(known_applied))?;
+        links.insert(record.id, SpoolLink { state: Arc::clone(spool.state()), prev_end, must_hold, known_applied });
+        router.open(LaneEnd::new(record.id, record.tenant.clone(), &record.published, spool), []);
     }
     Ok((router, links))
 }

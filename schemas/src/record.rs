@@ -10,7 +10,7 @@ use crate::config::Isolation;
 use crate::{Lsn, MoveId, Phase, TableName, TenantId};
 
 /// The layout of the records below; raised when one of them changes.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// The bytes are not a record of this version.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -66,6 +66,9 @@ pub struct AckRecord {
     /// For lanes that were not caught up in their target: the end of the last transaction that
     /// target or synced spool holds.
     pub held: Vec<(MoveId, Lsn)>,
+    /// For every open lane: the end of the last transaction that its target was seen to hold. A target
+    /// that holds less at the next start was set back.
+    pub applied: Vec<(MoveId, Lsn)>,
     /// Lanes that were taken out because they could not hold what was received: nothing of theirs
     /// counts any more, their tenants must be copied again.
     pub quarantined: Vec<MoveId>,
@@ -90,9 +93,9 @@ pub struct MoveRecord {
     pub fault: Option<Fault>,
     /// The tables that move, fixed when the move was planned.
     pub tables: Vec<TableName>,
-    /// Per table: its columns with their numbers, as they were then.
-    pub columns: Vec<Vec<(String, i16)>>,
-    /// The database did not exist when the move came to create it: `cancel` may drop it.
+    /// What the source published of them then.
+    pub published: Published,
+    /// This move makes, or has made, the database: `cancel` may drop it.
     pub made_database: bool,
     /// The rows of the copy must be emptied first (a copy after [`Phase::NeedsCopy`]).
     pub copy_again: bool,
@@ -102,6 +105,52 @@ pub struct MoveRecord {
     pub rows_copied: u64,
     /// The position of the last clean `verify`.
     pub verified_at: Option<Lsn>,
+}
+
+/// What the source publishes of some tables. Whatever differs later may have kept changes from the
+/// stream without a word, so the rows must be copied again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// `xmin` of the publication's row in `pg_publication`: ALTER PUBLICATION … SET writes another.
+    pub version: u32,
+    /// The tables, by the name that they had.
+    pub tables: Vec<(TableName, PublishedTable)>,
+}
+
+/// A published table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedTable {
+    /// `pg_class.oid`: a table that took another's name has another one.
+    pub oid: u32,
+    /// `pg_publication_rel.oid`: a table that left the publication and came back has another one.
+    pub member: u32,
+    /// The columns with their numbers: one that was dropped and added again has another one.
+    pub columns: Vec<(String, i16)>,
+}
+
+impl Published {
+    /// What is different `now`: the object and the cause; `None` when nothing is.
+    pub fn change(&self, now: &Published) -> Option<(String, &'static str)> {
+        for (name, was) in &self.tables {
+            let object = name.to_string();
+            let Some((_, is)) = now.tables.iter().find(|(table, _)| table == name) else {
+                return Some((object, "the table was dropped, renamed, or taken out of the publication"));
+            };
+            if is.oid != was.oid {
+                return Some((object, "another table has its name now"));
+            }
+            if is.member != was.member {
+                return Some((object, "the table was taken out of the publication and added again"));
+            }
+            let number = |name| is.columns.iter().find(|(column, _)| column == name).map(|(_, number)| *number);
+            let replaced = was.columns.iter().find(|(name, old)| number(name).is_some_and(|now| now != *old));
+            if let Some((column, _)) = replaced {
+                return Some((format!("{object}.{column}"), "the column was dropped and added again"));
+            }
+        }
+        (self.version != now.version)
+            .then(|| ("publication".to_owned(), "what it publishes, its name or its owner was changed"))
+    }
 }
 
 /// Why a lane or a move stands still, and what a person can do.
@@ -139,6 +188,7 @@ mod tests {
             unseen: vec![1, 2],
             fresh_xid: Some(3),
             held: vec![(MoveId(1), Lsn(98))],
+            applied: vec![(MoveId(1), Lsn(90))],
             quarantined: vec![MoveId(2)],
         }
     }
@@ -151,6 +201,28 @@ mod tests {
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(decode::<AckRecord>(&bad).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn whatever_may_have_kept_changes_from_the_stream_is_a_change() {
+        let table = PublishedTable { oid: 5, member: 6, columns: vec![("a".into(), 1)] };
+        let published = |version, name: &str, table: &PublishedTable| Published {
+            version,
+            tables: vec![(TableName::new("public", name), table.clone())],
+        };
+        let was = published(1, "t", &table);
+        assert_eq!(was.change(&was), None);
+        let added = PublishedTable { columns: vec![("a".into(), 1), ("b".into(), 2)], ..table.clone() };
+        assert_eq!(was.change(&published(1, "t", &added)), None, "the lane sees a new column by itself");
+        for (now, cause) in [
+            (published(2, "t", &table), "publishes"),
+            (published(1, "other", &table), "renamed"),
+            (published(1, "t", &PublishedTable { oid: 7, ..table.clone() }), "another table"),
+            (published(1, "t", &PublishedTable { member: 7, ..table.clone() }), "added again"),
+            (published(1, "t", &PublishedTable { columns: vec![("a".into(), 2)], ..table.clone() }), "column"),
+        ] {
+            assert!(was.change(&now).is_some_and(|(_, said)| said.contains(cause)), "{cause}");
         }
     }
 

@@ -201,7 +201,6 @@ async fn a_target_table_that_is_there_already_is_refused_and_left_alone() -> Res
 /// INTERFACE: "drop only what Carveout itself created". A database that a person made because Carveout's role
 /// might not is that person's, even though the move had tried to make it.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "not held yet: docs/limits.md, Known defects"]
 async fn a_database_that_a_person_made_for_the_move_is_never_dropped() -> Result<()> {
     let desk = Desk::open().await?;
     desk.sql("CREATE ROLE carver LOGIN REPLICATION; GRANT SELECT ON ALL TABLES IN SCHEMA public TO carver").await?;
@@ -233,7 +232,6 @@ async fn a_database_that_a_person_made_for_the_move_is_never_dropped() -> Result
 /// INTERFACE: what somebody put into a schema or a database that Carveout made is not Carveout's. The cancel
 /// leaves it, or stops and names it; when it is gone, the cancel comes to its end.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "not held yet: docs/limits.md, Known defects"]
 async fn what_others_put_into_the_target_outlives_the_cancel() -> Result<()> {
     let desk = Desk::open().await?;
     let daemon = desk.work().await?;
@@ -335,7 +333,6 @@ async fn databases(desk: &Desk) -> Result<String> {
 
 /// C07, INTERFACE: a move that is cancelled while its database is being made leaves none behind.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "not held yet: docs/limits.md, Known defects"]
 async fn a_move_that_is_cancelled_while_its_database_is_made_leaves_none() -> Result<()> {
     let mut rng = tests::seed::rng("cancelled early");
     let desk = Desk::open().await?;
@@ -352,7 +349,6 @@ async fn a_move_that_is_cancelled_while_its_database_is_made_leaves_none() -> Re
 
 /// T06, invariant 9: a daemon that is killed while a database is being made goes on when it is started again.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "not held yet: docs/limits.md, Known defects"]
 async fn a_daemon_that_is_killed_while_a_database_is_made_goes_on() -> Result<()> {
     let mut rng = tests::seed::rng("killed early");
     let desk = Desk::open().await?;

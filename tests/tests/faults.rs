@@ -13,6 +13,7 @@ use tests::proxy::Proxy;
 use tests::scene::{Configuration, Scene};
 use tests::seed::rng;
 use tests::wait::until;
+use tokio_postgres::Client;
 
 use crate::carve::{assert_tenant_equal, cli, drained, phase, start_move, verify_equal};
 
@@ -61,6 +62,18 @@ impl Stage {
         let client = self.scene.source_client().await?;
         let sql = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'carveout'";
         Ok(client.query_one(sql, &[]).await?.get::<_, String>(0).parse()?)
+    }
+
+    /// Waits until the slot knows that everything written so far is durable.
+    async fn acknowledged(&self, source: &Client) -> Result<()> {
+        let end: String = source.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
+        let end: Lsn = end.parse()?;
+        until("everything to be acknowledged", SOON, async || {
+            let confirmed = self.confirmed().await?;
+            ensure!(confirmed >= end, "{confirmed} of {end}");
+            Ok(())
+        })
+        .await
     }
 
     async fn when(&self, tenant: &str, what: &str, met: impl Fn(&Value) -> bool) -> Result<Value> {
@@ -185,19 +198,17 @@ async fn a_spool_that_vanished_means_a_copy_never_a_gap() -> Result<()> {
     stage.target.cut();
     let source = stage.scene.source_client().await?;
     source.batch_execute("UPDATE pgbench_accounts SET abalance = 5 WHERE bid = 11 AND aid % 7 = 0").await?;
-    let end: String = source.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
-    let end: Lsn = end.parse()?;
-    until("the change to be acknowledged", SOON, async || {
-        let confirmed = stage.confirmed().await?;
-        ensure!(confirmed >= end, "{confirmed} of {end}");
-        Ok(())
-    })
-    .await?;
+    stage.acknowledged(&source).await?;
     stage.daemon.kill()?;
     std::fs::remove_dir_all(stage.scene.path().join("carveout-state/spool/m2")).context("remove the spool")?;
-    stage.target.refuse(false);
     let config = stage.daemon.config.clone();
     stage.daemon = Daemon::start(&config).await?;
+    // What is written before the lane can compare goes into a new spool, and is acknowledged from there.
+    source.batch_execute("UPDATE pgbench_accounts SET abalance = 6 WHERE bid = 11 AND aid % 11 = 0").await?;
+    stage.acknowledged(&source).await?;
+    stage.daemon.kill()?;
+    stage.daemon = Daemon::start(&config).await?;
+    stage.target.refuse(false);
     let status = stage.when("11", "refused", |status| status["phase"] == "needs_copy").await?;
     ensure!(status["fault"]["code"] == "gap", "{status}");
     start_move(&stage.daemon, "11", "database").await?;
@@ -284,4 +295,154 @@ async fn more_lanes_than_connections_all_stay_in_step() -> Result<()> {
         assert_tenant_equal(&scene, tenant, "database").await?;
     }
     daemon.assert_no_errors(&[])
+}
+
+/// T08: a byte that the disk changed in the middle of a spool is not stepped over, in whatever segment it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_that_is_damaged_in_an_older_segment_means_a_copy() -> Result<()> {
+    let mut stage = stage("", ClusterOptions::default()).await?;
+    stage.target.refuse(true);
+    stage.target.cut();
+    let source = stage.scene.source_client().await?;
+    source.batch_execute("UPDATE pgbench_accounts SET abalance = 5 WHERE bid = 11").await?;
+    stage.acknowledged(&source).await?;
+    stage.daemon.kill()?;
+    let spool = stage.scene.path().join("carveout-state/spool/m2");
+    let mut segments: Vec<_> = std::fs::read_dir(&spool)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    segments.sort();
+    ensure!(segments.len() > 2, "only {} segments", segments.len());
+    let mut bytes = std::fs::read(&segments[1])?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x40;
+    std::fs::write(&segments[1], bytes)?;
+    stage.target.refuse(false);
+    let config = stage.daemon.config.clone();
+    stage.daemon = Daemon::start(&config).await?;
+    let status = stage.when("11", "refused", |status| status["phase"] == "needs_copy").await?;
+    ensure!(["gap", "spool_damaged"].iter().any(|code| status["fault"]["code"] == *code), "{status}");
+    start_move(&stage.daemon, "11", "database").await?;
+    stage.all_equal().await
+}
+
+/// T06, invariant 1: a machine that loses power may lose the end of a spool whose rows the target holds already.
+/// They come again from the source, and are not applied again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_is_ahead_of_its_spool_gets_nothing_twice() -> Result<()> {
+    let mut rng = rng("ahead of its spool");
+    let mut stage = stage("", ClusterOptions::default()).await?;
+    let (state, kept) = (stage.scene.path().join("carveout-state/spool/m2"), stage.scene.path().join("kept"));
+    let source = stage.scene.source_client().await?;
+    let config = stage.daemon.config.clone();
+    for round in 0..6 {
+        ensure!(stage.daemon.terminate().await?.success());
+        let _ = std::fs::remove_dir_all(&kept);
+        copy_folder(&state, &kept)?;
+        stage.daemon = Daemon::start(&config).await?;
+        let target = stage.scene.target_client("bid_11").await?;
+        let sql = format!(
+            "INSERT INTO pgbench_history (tid, bid, aid, delta) SELECT 1, 11, n, {round} FROM generate_series(1, 100) n"
+        );
+        source.batch_execute(&sql).await?;
+        until("the rows in the target", SOON, async || {
+            let sql = format!("SELECT count(*) FROM pgbench_history WHERE delta = {round} AND mtime IS NULL");
+            let rows: i64 = target.query_one(&sql, &[]).await?.get(0);
+            ensure!(rows == 100, "{rows} rows");
+            Ok(())
+        })
+        .await?;
+        // Before or after the acknowledgement that comes every second: random on purpose.
+        tokio::time::sleep(Duration::from_millis(rng.random_range(0..1200))).await;
+        stage.daemon.kill()?;
+        std::fs::remove_dir_all(&state)?;
+        copy_folder(&kept, &state)?;
+        stage.daemon = Daemon::start(&config).await?;
+        source.batch_execute("INSERT INTO pgbench_history (tid, bid, aid, delta) VALUES (1, 11, 0, -1)").await?;
+        stage.all_equal().await.with_context(|| format!("round {round}"))?;
+    }
+    stage.daemon.assert_no_errors(&[])
+}
+
+fn copy_folder(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
+    let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().context("run cp")?;
+    ensure!(copied.success(), "cp -a {} {}: {copied}", from.display(), to.display());
+    Ok(())
+}
+
+/// S12, T04: a target that takes everything and answers nothing costs its own tenant time, and nobody else: the
+/// commands answer, the budget holds, the other tenant goes on, and so does this one afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_hangs_holds_up_nothing_but_its_own_tenant() -> Result<()> {
+    let stage = stage("limits: {spool_per_tenant: 2MiB}\n", ClusterOptions::default()).await?;
+    let source = stage.scene.source_client().await?;
+    stage.target.black_hole(true);
+    let much = "INSERT INTO pgbench_history (tid, bid, aid, delta, mtime, filler) \
+                SELECT 1, 11, n, n, now(), 'much' FROM generate_series(1, 40000) n";
+    source.batch_execute(much).await?;
+    stage.when("11", "out", |status| status["phase"] == "needs_copy").await?;
+    source.batch_execute("UPDATE pgbench_accounts SET abalance = 7 WHERE bid = 7 AND aid % 1000 = 0").await?;
+    drained(&stage.scene, &stage.daemon, &["7"]).await?;
+    verify_equal(&stage.daemon, "7").await?;
+    // Asked to copy again, it waits, and says for what.
+    start_move(&stage.daemon, "11", "database").await?;
+    stage
+        .when("11", "waiting", |status| {
+            status["blocked_by"]
+                .as_array()
+                .is_some_and(|list| list.iter().any(|why| why.to_string().contains("waiting: ")))
+        })
+        .await?;
+    let began = std::time::Instant::now();
+    let asked = stage.daemon.cli(&["cancel", "11"]);
+    // Other commands do not wait for this one.
+    let others = async {
+        start_move(&stage.daemon, "3", "schema").await?;
+        phase(&stage.daemon, "3", &["streaming"]).await
+    };
+    let (asked, others) = tokio::join!(asked, others);
+    others?;
+    let said = String::from_utf8_lossy(&asked?.stdout).into_owned();
+    ensure!(said.contains("cancelling") && began.elapsed() < Duration::from_secs(50), "{said} {:?}", began.elapsed());
+    stage.target.black_hole(false);
+    stage.target.cut();
+    until("the end of the cancel", SOON, async || {
+        let status: Value = stage.daemon.get("/v1/tenants/11").await?.success()?.json()?;
+        ensure!(status["phase"] == "cancelled", "{status}");
+        Ok(())
+    })
+    .await?;
+    start_move(&stage.daemon, "11", "database").await?;
+    stage.all_equal().await?;
+    stage.daemon.assert_no_errors(&["a lane was taken out"])
+}
+
+/// S08: a source that was set back to an older state, under a running daemon and under one that starts then,
+/// is never streamed from.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_was_set_back_is_refused() -> Result<()> {
+    let mut stage = stage("", ClusterOptions::default()).await?;
+    let source = stage.scene.source_client().await?;
+    let (data, older) = (stage.scene.source.dir.join("data"), stage.scene.path().join("older"));
+    stage.scene.source.stop(StopMode::Fast)?;
+    copy_folder(&data, &older)?;
+    stage.scene.source.start_again()?;
+    drop(source);
+    let source = stage.scene.source_client().await?;
+    source.batch_execute("UPDATE pgbench_accounts SET abalance = 5 WHERE bid = 11").await?;
+    stage.acknowledged(&source).await?;
+    stage.scene.source.stop(StopMode::Immediate)?;
+    std::fs::remove_dir_all(&data)?;
+    std::fs::rename(&older, &data)?;
+    stage.scene.source.start_again()?;
+    until("a daemon that is not ready, and says why", SOON, async || {
+        let fault = stage.daemon.status().await?["source"]["fault"].clone();
+        ensure!(fault["message"].as_str().is_some_and(|message| message.contains("restored from a backup")), "{fault}");
+        Ok(())
+    })
+    .await?;
+    stage.daemon.terminate().await?;
+    let config = stage.daemon.config.clone();
+    stage.daemon = Daemon::spawn(&config, &[])?;
+    let status = stage.daemon.wait_exit(SOON).await?;
+    ensure!(status.code() == Some(1) && stage.daemon.log()?.matches("restored from a backup").count() >= 2, "{status}");
+    Ok(())
 }

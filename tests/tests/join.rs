@@ -14,6 +14,7 @@ use connectors::postgres::control::{self, Copied, Origin};
 use connectors::postgres::copy::{CopyJob, copy_table};
 use connectors::postgres::policy::{self, Keyed};
 use connectors::postgres::provision;
+use connectors::postgres::slot;
 use connectors::postgres::snapshot::{self, HeldSnapshot};
 use daemon::moves::routes;
 use daemon::pipeline::{self, PipelineHandle};
@@ -21,6 +22,7 @@ use daemon::router::{Budget, LaneEnd, Router};
 use daemon::spool::SpoolWriter;
 use daemon::store::Store;
 use schemas::config::Config;
+use schemas::record::Published;
 use schemas::url::PgUrl;
 use schemas::{Lsn, MoveId, TableName, TenantId};
 use tests::scene::{Configuration, Scene};
@@ -39,6 +41,7 @@ const LEAST_WRONG: u64 = 100;
 struct Rig {
     source: PgUrl,
     keyed: Keyed,
+    published: Published,
     origin: Origin,
     pipeline: PipelineHandle,
     /// The pipeline stops when this is gone.
@@ -94,15 +97,18 @@ impl Rig {
         provision::finish_table(&mut into, &keyed.table.name, &finish).await?;
         let beginning = pipeline::begin(&config, &store).await?;
         let base = beginning.base.clone();
-        let (broken, _) = mpsc::channel(8);
+        let (broken, _) = mpsc::unbounded_channel();
         let stop = watch::Sender::new(false);
         let budget = Budget { per_tenant: 1 << 40, total: 1 << 40 };
         let tables: BTreeMap<_, _> = routes(std::slice::from_ref(&keyed)).into_iter().collect();
         let (pipeline, _task) =
             pipeline::spawn(config, beginning, Router::new(tables, budget), store, broken, stop.subscribe());
-        let origin = Origin { slot: base.slot, system_id: base.system_id, timeline: base.timeline };
+        let origin =
+            Origin { slot: base.slot, system_id: base.system_id, timeline: base.timeline, state: "rig".to_owned() };
+        control::create_checkpoint(&mut into, MoveId(1), &TenantId(TENANT.to_owned()), &origin).await?;
+        let published = slot::published(&asking, "carveout", std::slice::from_ref(&keyed.table.name)).await?;
         let reading = connectors::postgres::client::connect(&target, "test").await?;
-        Ok(Rig { source, keyed, origin, pipeline, _stop: stop, asking, into, reading })
+        Ok(Rig { source, keyed, published, origin, pipeline, _stop: stop, asking, into, reading })
     }
 
     /// Opens a lane, copies, drains, replays what the copy does not hold, compares with the source.
@@ -110,7 +116,7 @@ impl Rig {
         let (id, tenant) = (MoveId(1), TenantId(TENANT.to_owned()));
         let (spool, _) = SpoolWriter::open(dir)?;
         let state = std::sync::Arc::clone(spool.state());
-        let lane = LaneEnd::new(id, tenant.clone(), vec![self.keyed.table.name.clone()], spool);
+        let lane = LaneEnd::new(id, tenant.clone(), &self.published, spool);
         self.pipeline.open(lane, routes(std::slice::from_ref(&self.keyed))).await?;
         let before = self.insert_position().await?;
         let held = self.joined().await?;
@@ -140,7 +146,8 @@ impl Rig {
     }
 
     async fn copy(&mut self, held: &HeldSnapshot, id: MoveId, tenant: &TenantId) -> Result<Copied> {
-        let checkpoint = control::open_checkpoint(&self.into, id, tenant, &self.origin).await?;
+        let opened = control::open_checkpoint(&self.into, id, tenant, &self.origin).await?;
+        let checkpoint = opened.context("the checkpoint")?;
         let job = CopyJob {
             id,
             epoch: checkpoint.epoch,
@@ -151,13 +158,9 @@ impl Rig {
             wal_insert_lsn: held.wal_insert_lsn,
         };
         copy_table(&held.client, &mut self.into, &job, |_| async {}).await?;
-        let copied = control::read_copied(&self.into, id).await?;
         let name: &TableName = &self.keyed.table.name;
-        copied
-            .into_iter()
-            .find(|(table, _)| *table == name.to_string())
-            .map(|(_, copied)| copied)
-            .context("the copy's record")
+        let mut copied = control::read_copied(&self.into, id, std::slice::from_ref(name)).await?;
+        copied.remove(name).context("the copy's record")
     }
 
     async fn insert_position(&self) -> Result<Lsn> {

@@ -11,5 +11,6 @@ mod memory;
 mod pgbench;
 mod rows;
 mod settle;
+mod shape;
 mod surface;
 mod synchronous;

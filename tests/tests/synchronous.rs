@@ -98,3 +98,84 @@ async fn a_transaction_delivered_before_it_is_visible_is_not_lost() -> Result<()
 async fn a_transaction_delivered_before_a_restart_is_not_lost() -> Result<()> {
     hidden_transaction(true).await
 }
+
+/// A daemon starts, and claims its slot, while no standby answers: it waits for none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_starts_while_the_standby_is_away() -> Result<()> {
+    let scene = Scene::start(1).await?;
+    let config = scene.write_config("carveout", &Configuration::default())?;
+    cli(&config, &["prepare", "--apply"]).await?;
+    let source = scene.source_client().await?;
+    standby(&source, "absent").await?;
+    let daemon = Daemon::start(&config).await?;
+    daemon.assert_no_errors(&[])
+}
+
+/// DESIGN 3.4: delivered before its lane was open, hidden, and the daemon killed before it was acknowledged,
+/// with something later in the spool already. It comes again, and is in no spool: the copy has to wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hidden_transaction_that_comes_again_behind_the_spool_is_not_lost() -> Result<()> {
+    let scene = Scene::start(1).await?;
+    let config = scene.write_config("carveout", &Configuration::default())?;
+    cli(&config, &["prepare", "--apply"]).await?;
+    let mut daemon = Daemon::start(&config).await?;
+    let source = scene.source_client().await?;
+    for round in 1..=4 {
+        standby(&source, "absent").await?;
+        let hide = async |delta: i32| {
+            let writer = scene.source_client().await?;
+            let sql = format!("INSERT INTO pgbench_history (tid, bid, aid, delta) VALUES (1, 1, {round}, {delta})");
+            anyhow::Ok(tokio::spawn(async move { writer.batch_execute(&sql).await }))
+        };
+        let before = hide(1).await?;
+        let received = |status: serde_json::Value| -> Result<Lsn> {
+            Ok(status["source"]["received_lsn"].as_str().context("lsn")?.parse()?)
+        };
+        until("one commit that waits", SOON, async || waiting(&source, 1).await).await?;
+        let end: Lsn =
+            source.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get::<_, String>(0).parse()?;
+        until("its delivery", SOON, async || {
+            ensure!(received(daemon.status().await?)? >= end);
+            Ok(())
+        })
+        .await?;
+        start_move(&daemon, "1", "database").await?;
+        let spool = scene.path().join(format!("carveout-state/spool/m{round}"));
+        until("the lane", SOON, async || {
+            ensure!(spool.exists());
+            Ok(())
+        })
+        .await?;
+        let after = hide(2).await?;
+        until("two commits that wait", SOON, async || waiting(&source, 2).await).await?;
+        until("the second one in the spool", SOON, async || {
+            let bytes = daemon.tenant("1").await?["spool_bytes"].as_u64().unwrap_or(0);
+            ensure!(bytes > 100, "{bytes} bytes");
+            Ok(())
+        })
+        .await?;
+        daemon.kill()?;
+        daemon = Daemon::start(&config).await?;
+        until("the copy under way again", SOON, async || {
+            let status = daemon.tenant("1").await?;
+            ensure!(status["phase"] == "copying", "{status}");
+            Ok(())
+        })
+        .await?;
+        standby(&source, "").await?;
+        before.await??;
+        after.await??;
+        phase(&daemon, "1", &["streaming"]).await?;
+        drained(&scene, &daemon, &["1"]).await?;
+        assert_tenant_equal(&scene, "1", "database").await.with_context(|| format!("round {round}"))?;
+        cli(&config, &["cancel", "1"]).await?;
+    }
+    Ok(())
+}
+
+async fn waiting(source: &Client, wanted: i64) -> Result<()> {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    let waiting: i64 = source.query_one(sql, &[]).await?.get(0);
+    ensure!(waiting == wanted, "{waiting} wait");
+    Ok(())
+}

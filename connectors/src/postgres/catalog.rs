@@ -269,26 +269,3 @@ async fn keys(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<UniqueKe
     }
     Ok(keys)
 }
-
-/// The columns of some tables with their numbers, as they are now.
-pub async fn column_numbers(client: &Client, tables: &[TableName]) -> Result<HashMap<TableName, HashMap<String, i16>>> {
-    let (schemas, names): (Vec<&str>, Vec<&str>) =
-        tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
-    let rows = client
-        .query(
-            "SELECT w.schema, w.name, a.attname::text, a.attnum
-               FROM unnest($1::text[], $2::text[]) w(schema, name)
-               JOIN pg_namespace n ON n.nspname = w.schema
-               JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name
-               JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped",
-            &[&schemas, &names],
-        )
-        .await
-        .doing("number the columns")?;
-    let mut numbers: HashMap<TableName, HashMap<String, i16>> = HashMap::new();
-    for row in &rows {
-        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-        numbers.entry(table).or_default().insert(row.get(2), row.get(3));
-    }
-    Ok(numbers)
-}

@@ -41,7 +41,9 @@ pub async fn connect_with(url: &PgUrl, purpose: &str, settings: &str) -> Result<
     config.host(url.host.as_deref().unwrap_or("localhost")).port(url.port);
     config.application_name(format!("carveout {purpose}"));
     config.options(format!("{} {PINNED} {LOCK_TIMEOUT} {settings}", url.options.as_deref().unwrap_or("")));
-    config.connect_timeout(url.connect_timeout.map_or(CONNECT_TIMEOUT, Duration::from_secs));
+    // Zero means without end; nothing of ours waits so long for one attempt.
+    let timeout = url.connect_timeout.filter(|seconds| *seconds > 0);
+    config.connect_timeout(timeout.map_or(CONNECT_TIMEOUT, Duration::from_secs));
     config.tcp_user_timeout(DEAD_PEER_TIMEOUT).keepalives_idle(DEAD_PEER_TIMEOUT);
     config.user(url.user.as_deref().unwrap_or("postgres"));
     if let Some(dbname) = &url.dbname {

@@ -1,6 +1,8 @@
 //! Schema `carveout` of a target (and of the source): the checkpoint as compare-and-set, what has
 //! been copied under which snapshot, and which objects Carveout created.
 
+use std::collections::HashMap;
+
 use schemas::{Lsn, MoveId, Snapshot, TableName, TenantId};
 use tokio_postgres::{Client, Transaction};
 
@@ -15,13 +17,13 @@ pub const SETUP: &str = "\
 CREATE SCHEMA IF NOT EXISTS carveout;
 CREATE TABLE IF NOT EXISTS carveout.checkpoint (
   move text PRIMARY KEY, tenant text NOT NULL, epoch bigint NOT NULL, lsn pg_lsn NOT NULL,
-  slot text NOT NULL, system_id text NOT NULL, timeline integer NOT NULL,
+  slot text NOT NULL, system_id text NOT NULL, timeline integer NOT NULL, state text NOT NULL,
   updated_at timestamptz NOT NULL DEFAULT now()) WITH (fillfactor = 50);
 CREATE TABLE IF NOT EXISTS carveout.copied (
   move text NOT NULL, table_name text NOT NULL, snapshot text NOT NULL, wal_insert_lsn pg_lsn NOT NULL,
   rows bigint NOT NULL, done boolean NOT NULL, PRIMARY KEY (move, table_name));
 CREATE TABLE IF NOT EXISTS carveout.objects (
-  move text NOT NULL, kind text NOT NULL, name text NOT NULL,
+  move text NOT NULL, kind text NOT NULL, name text NOT NULL, oid oid,
   created_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (kind, name));
 REVOKE ALL ON SCHEMA carveout FROM PUBLIC;
 ";
@@ -41,7 +43,7 @@ pub async fn setup(client: &mut Client) -> Result<()> {
     tx.commit().await.doing("create schema carveout")
 }
 
-/// Which stream a checkpoint counts in.
+/// Whose checkpoint it is, and in which stream it counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// The slot.
@@ -50,6 +52,8 @@ pub struct Origin {
     pub system_id: String,
     /// The source's timeline.
     pub timeline: u32,
+    /// The name of the state directory that the move belongs to.
+    pub state: String,
 }
 
 /// What the target says about a move.
@@ -61,32 +65,65 @@ pub struct Checkpoint {
     pub lsn: Lsn,
 }
 
-/// Opens the lane's checkpoint: makes the row when it is missing, raises its epoch.
-///
-/// Fails when the row belongs to another tenant or another stream.
-pub async fn open_checkpoint(client: &Client, id: MoveId, tenant: &TenantId, origin: &Origin) -> Result<Checkpoint> {
+/// Makes the move's checkpoint where it is missing; refuses one that belongs to another tenant, source or
+/// state directory. What was copied under a checkpoint that is gone does not count any more.
+pub async fn create_checkpoint(client: &mut Client, id: MoveId, tenant: &TenantId, origin: &Origin) -> Result<()> {
+    let doing = || format!("make the checkpoint of {id}");
+    let timeline = i32::try_from(origin.timeline).map_err(|error| Error::protocol(doing(), error))?;
+    let id = id.to_string();
+    let tx = client.transaction().await.doing(doing())?;
+    let made = tx
+        .execute(
+            "INSERT INTO carveout.checkpoint (move, tenant, epoch, lsn, slot, system_id, timeline, state)
+             VALUES ($1, $2, 0, '0/0', $3, $4, $5, $6) ON CONFLICT (move) DO NOTHING",
+            &[&id, &tenant.0, &origin.slot, &origin.system_id, &timeline, &origin.state],
+        )
+        .await
+        .doing(doing())?;
+    if made == 1 {
+        tx.execute("DELETE FROM carveout.copied WHERE move = $1", &[&id]).await.doing(doing())?;
+        return tx.commit().await.doing(doing());
+    }
+    let row = tx
+        .query_one(
+            "SELECT (tenant, slot, system_id, timeline, state) = ($2, $3, $4, $5::int, $6), tenant
+               FROM carveout.checkpoint WHERE move = $1",
+            &[&id, &tenant.0, &origin.slot, &origin.system_id, &timeline, &origin.state],
+        )
+        .await
+        .doing(doing())?;
+    match row.get(0) {
+        true => Ok(()),
+        false => Err(Error::state(
+            doing(),
+            format!(
+                "carveout.checkpoint has a move {id} of tenant \"{}\" that belongs to another state directory or another source. \
+                 Cancel it from there; if that is lost, drop what carveout.objects lists for {id} and delete its rows in schema carveout",
+                row.get::<_, &str>(1)
+            ),
+        )),
+    }
+}
+
+/// Opens the lane's checkpoint: raises its epoch. `None` when the row is gone or no longer this move's.
+pub async fn open_checkpoint(
+    client: &Client,
+    id: MoveId,
+    tenant: &TenantId,
+    origin: &Origin,
+) -> Result<Option<Checkpoint>> {
     let doing = || format!("open the checkpoint of {id}");
     let timeline = i32::try_from(origin.timeline).map_err(|error| Error::protocol(doing(), error))?;
     let row = client
         .query_opt(
-            "INSERT INTO carveout.checkpoint AS c (move, tenant, epoch, lsn, slot, system_id, timeline)
-             VALUES ($1, $2, 1, '0/0', $3, $4, $5)
-             ON CONFLICT (move) DO UPDATE SET epoch = c.epoch + 1, updated_at = now()
-              WHERE (c.tenant, c.slot, c.system_id, c.timeline)
-                  = (excluded.tenant, excluded.slot, excluded.system_id, excluded.timeline)
+            "UPDATE carveout.checkpoint SET epoch = epoch + 1, updated_at = now()
+              WHERE move = $1 AND (tenant, slot, system_id, timeline, state) = ($2, $3, $4, $5::int, $6)
              RETURNING epoch, lsn::text",
-            &[&id.to_string(), &tenant.0, &origin.slot, &origin.system_id, &timeline],
+            &[&id.to_string(), &tenant.0, &origin.slot, &origin.system_id, &timeline, &origin.state],
         )
         .await
         .doing(doing())?;
-    let Some(row) = row else {
-        return Err(Error::state(
-            doing(),
-            "the row of that name in carveout.checkpoint belongs to another tenant or another source: \
-             another state directory made it; cancel that move from there, or delete the row once its target is dropped",
-        ));
-    };
-    Ok(Checkpoint { epoch: row.get(0), lsn: parse_lsn(row.get(1))? })
+    row.map(|row| Ok(Checkpoint { epoch: row.get(0), lsn: parse_lsn(row.get(1))? })).transpose()
 }
 
 /// The checkpoint as it stands, for `epoch`; an error when another daemon has opened the lane.
@@ -157,8 +194,8 @@ impl Copied {
     }
 }
 
-/// The tables of a move whose copy is complete.
-pub async fn read_copied(client: &Client, id: MoveId) -> Result<Vec<(String, Copied)>> {
+/// Which of `tables` the move has copied completely.
+pub async fn read_copied(client: &Client, id: MoveId, tables: &[TableName]) -> Result<HashMap<TableName, Copied>> {
     let rows = client
         .query(
             "SELECT table_name, snapshot, wal_insert_lsn::text, rows FROM carveout.copied WHERE move = $1 AND done",
@@ -166,25 +203,32 @@ pub async fn read_copied(client: &Client, id: MoveId) -> Result<Vec<(String, Cop
         )
         .await
         .doing(format!("read what {id} has copied"))?;
-    rows.iter()
-        .map(|row| {
-            let snapshot = parse_snapshot(row.get(1))?;
-            let wal_insert_lsn = parse_lsn(row.get(2))?;
-            Ok((row.get(0), Copied { snapshot, wal_insert_lsn, rows: row.get::<_, i64>(3).unsigned_abs() }))
-        })
-        .collect()
+    let mut copied = HashMap::new();
+    for row in &rows {
+        let Some(table) = tables.iter().find(|table| copied_name(table) == row.get::<_, &str>(0)) else { continue };
+        let snapshot = parse_snapshot(row.get(1))?;
+        let wal_insert_lsn = parse_lsn(row.get(2))?;
+        let rows = row.get::<_, i64>(3).unsigned_abs();
+        copied.insert(table.clone(), Copied { snapshot, wal_insert_lsn, rows });
+    }
+    Ok(copied)
+}
+
+/// How a table is written down in `carveout.copied`: `schema.table`, in quotes where that could be read
+/// in two ways.
+pub fn copied_name(table: &TableName) -> String {
+    let plain = |name: &String| !name.contains(['.', '"']);
+    if plain(&table.schema) && plain(&table.name) { table.to_string() } else { super::quote::table(table) }
 }
 
 /// Forgets what a move has copied and where it stood, so that it can be copied again.
-pub async fn reset(client: &mut Client, id: MoveId) -> Result<()> {
+pub async fn reset(tx: &Transaction<'_>, id: MoveId) -> Result<()> {
     let doing = || format!("reset {id}");
-    let tx = client.transaction().await.doing(doing())?;
     let id = id.to_string();
     tx.execute("DELETE FROM carveout.copied WHERE move = $1", &[&id]).await.doing(doing())?;
-    tx.execute("UPDATE carveout.checkpoint SET lsn = '0/0', epoch = epoch + 1 WHERE move = $1", &[&id])
-        .await
-        .doing(doing())?;
-    tx.commit().await.doing(doing())
+    let reset = "UPDATE carveout.checkpoint SET lsn = '0/0', epoch = epoch + 1 WHERE move = $1";
+    tx.execute(reset, &[&id]).await.doing(doing())?;
+    Ok(())
 }
 
 /// What Carveout created for tenants in this database: (schemas, tables as [`object_name`]).
@@ -228,4 +272,16 @@ pub async fn claim_slot(client: &Client, slot: &str, state: &str) -> Result<bool
         .await
         .doing(doing())?;
     Ok(row.get::<_, &str>(0) == state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_tables_are_never_written_down_alike() {
+        let names = [("a.b", "c"), ("a", "b.c"), ("a", "b"), ("\"a\"", "b")].map(|(s, n)| TableName::new(s, n));
+        let written = names.map(|name| copied_name(&name));
+        assert_eq!(written, ["\"a.b\".\"c\"", "\"a\".\"b.c\"", "a.b", "\"\"\"a\"\"\".\"b\""]);
+    }
 }

@@ -54,6 +54,7 @@ where
         job.filter
     );
     let into_sql = format!("COPY {} ({columns}) FROM STDIN (FORMAT binary)", quote::table(&job.target));
+    hold_shape(from, job).await?;
     let rows = from.copy_out(&out).await.doing(doing())?;
     pin_mut!(rows);
     let mut first = true;
@@ -103,6 +104,35 @@ where
     }
 }
 
+/// Keeps the source's table as it is until the reading transaction ends, and makes sure that the snapshot
+/// can read it so. A table that was rewritten after the snapshot looks empty under it; one that was changed
+/// after it was planned would be copied with the old columns' types.
+async fn hold_shape(from: &Client, job: &CopyJob<'_>) -> Result<()> {
+    let doing = || format!("copy {}", job.source.name);
+    let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", quote::table(&job.source.name));
+    from.batch_execute(&lock).await.doing(doing())?;
+    let row = from
+        .query_one(
+            "SELECT coalesce((SELECT c.relfilenode = pg_relation_filenode(c.oid) FROM pg_class c WHERE c.oid = $1 AND c.oid = to_regclass($2)), false),
+                    coalesce(array_agg(a.attname::text ORDER BY a.attnum), '{}'),
+                    coalesce(array_agg(a.atttypid ORDER BY a.attnum), '{}'),
+                    coalesce(array_agg(a.atttypmod ORDER BY a.attnum), '{}')
+               FROM pg_attribute a
+              WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''",
+            &[&job.source.oid, &quote::table(&job.source.name)],
+        )
+        .await
+        .doing(doing())?;
+    let (names, types, typmods): (Vec<String>, Vec<u32>, Vec<i32>) = (row.get(1), row.get(2), row.get(3));
+    let now = names.iter().zip(types).zip(typmods).map(|((name, kind), typmod)| (name.as_str(), kind, typmod));
+    let planned = job.source.stored().map(|column| (column.name.as_str(), column.type_oid, column.typmod));
+    match row.get::<_, bool>(0) && now.eq(planned) {
+        true => Ok(()),
+        // Another snapshot, and a fresh look at the catalogs, may succeed.
+        false => Err(Error::connection(doing(), "the table was changed or rewritten meanwhile")),
+    }
+}
+
 /// Empties the table and says that its copy has begun.
 async fn begin_table(tx: &Transaction<'_>, job: &CopyJob<'_>) -> Result<()> {
     let doing = || format!("begin the copy of {}", job.source.name);
@@ -114,7 +144,7 @@ async fn begin_table(tx: &Transaction<'_>, job: &CopyJob<'_>) -> Result<()> {
             SET snapshot = excluded.snapshot, wal_insert_lsn = excluded.wal_insert_lsn, rows = 0, done = false",
         &[
             &job.id.to_string(),
-            &job.source.name.to_string(),
+            &control::copied_name(&job.source.name),
             &job.snapshot.to_string(),
             &job.wal_insert_lsn.to_string(),
         ],
@@ -131,7 +161,7 @@ async fn finish_table(tx: &Transaction<'_>, job: &CopyJob<'_>, rows: u64) -> Res
     let updated = tx
         .execute(
             "UPDATE carveout.copied SET done = true, rows = $3 WHERE move = $1 AND table_name = $2",
-            &[&job.id.to_string(), &job.source.name.to_string(), &rows],
+            &[&job.id.to_string(), &control::copied_name(&job.source.name), &rows],
         )
         .await
         .doing(doing())?;

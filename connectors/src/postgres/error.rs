@@ -89,8 +89,9 @@ impl Error {
         match &self.cause {
             Cause::Connection(_) => true,
             Cause::Server { sqlstate, .. } => {
-                matches!(sqlstate.get(..2), Some("08" | "53" | "57" | "58"))
-                    || matches!(sqlstate.as_str(), "40001" | "40P01" | "55P03" | "55006" | "25P03")
+                // 25006: a standby that is about to be promoted, or a server that was made read-only for a time.
+                matches!(sqlstate.get(..2), Some("08" | "53" | "57" | "58")) && sqlstate != "08P01"
+                    || matches!(sqlstate.as_str(), "40001" | "40P01" | "55P03" | "55006" | "25P03" | "25006")
             }
             Cause::Protocol(_) | Cause::State(_) | Cause::Mismatch(_) => false,
         }

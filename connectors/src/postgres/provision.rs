@@ -7,7 +7,7 @@ use schemas::url::PgUrl;
 use schemas::{MoveId, TableName};
 use tokio_postgres::{Client, Transaction};
 
-use super::catalog::{Column, Table};
+use super::catalog::{self, Column, Table};
 use super::client::connect;
 use super::quote::{ident, literal, table as qualified};
 use super::{Doing, Error, Result, control};
@@ -22,10 +22,12 @@ pub async fn database_exists(admin: &PgUrl, database: &str) -> Result<bool> {
     Ok(row.is_some())
 }
 
-/// Creates the database with the source's encoding and collation, unless it exists.
-pub async fn create_database(admin: &PgUrl, database: &str, source: &Client) -> Result<()> {
+/// Creates the database with the source's encoding and collation; false when it exists already.
+pub async fn create_database(admin: &PgUrl, database: &str, source: &Client) -> Result<bool> {
+    let client = connect(admin, "provision").await?;
+    lock_database(&client, database).await?;
     if database_exists(admin, database).await? {
-        return Ok(());
+        return Ok(false);
     }
     let doing = || format!("create database {database}");
     let locale = source
@@ -45,19 +47,60 @@ pub async fn create_database(admin: &PgUrl, database: &str, source: &Client) -> 
     if let ("i", Some(icu)) = (locale.get(2), locale.get::<_, Option<String>>(3)) {
         sql = format!("{sql} LOCALE_PROVIDER icu ICU_LOCALE {}", literal(&icu));
     }
-    let client = connect(admin, "provision").await?;
-    match client.batch_execute(&sql).await.doing(doing()) {
-        // A creation that a killed daemon had begun is still under way: look again.
-        Err(error) if matches!(error.sqlstate(), Some("42P04" | "23505")) => Err(Error::connection(doing(), error)),
-        done => done,
-    }
+    client.batch_execute(&sql).await.doing(doing())?;
+    Ok(true)
 }
 
-/// Drops a database that Carveout created; nobody else may be connected to it.
-pub async fn drop_database(admin: &PgUrl, database: &str) -> Result<()> {
-    let client = connect(admin, "provision").await?;
+/// CREATE DATABASE goes on in the server when the one who asked is gone, and nobody sees the database
+/// before its end. The lock is held as long as the session lives, so whoever has it knows that none is being made.
+async fn lock_database(client: &Client, database: &str) -> Result<()> {
+    let lock = "SELECT pg_advisory_lock(hashtextextended('carveout database ' || $1, 0))";
+    client.execute(lock, &[&database]).await.doing(format!("wait for others that make or drop database {database}"))?;
+    Ok(())
+}
+
+/// Drops a database that the move created, with what the move made in it; refuses when there is anything else.
+pub async fn drop_database(admin: &PgUrl, target: &PgUrl, database: &str, id: MoveId, state: &str) -> Result<()> {
+    let client = connect(admin, "cancel").await?;
+    lock_database(&client, database).await?;
+    if !database_exists(admin, database).await? {
+        return Ok(());
+    }
+    let mut inside = connect(target, "cancel").await?;
+    drop_objects(&mut inside, id, state).await?;
+    let doing = || format!("drop database {database}");
+    let others = inside
+        .query_opt(
+            "SELECT string_agg(pg_describe_object(o.classid, o.oid, 0), ', ' ORDER BY o.classid, o.oid)
+               FROM (SELECT 'pg_class'::regclass AS classid, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                      WHERE n.nspname NOT IN ('carveout', 'information_schema') AND n.nspname !~ '^pg_' AND c.relkind NOT IN ('i', 'I', 't')
+                     UNION ALL
+                     SELECT 'pg_proc'::regclass, p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+                      WHERE n.nspname NOT IN ('carveout', 'information_schema') AND n.nspname !~ '^pg_'
+                     UNION ALL
+                     SELECT 'pg_type'::regclass, t.oid FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+                      WHERE t.typtype IN ('e', 'd', 'r') AND n.nspname NOT IN ('carveout', 'information_schema') AND n.nspname !~ '^pg_'
+                     UNION ALL
+                     SELECT 'pg_namespace'::regclass, n.oid FROM pg_namespace n
+                      WHERE n.nspname NOT IN ('carveout', 'information_schema', 'public') AND n.nspname !~ '^pg_'
+                     UNION ALL
+                     SELECT 'pg_extension'::regclass, e.oid FROM pg_extension e WHERE e.extname <> 'plpgsql') o
+             HAVING count(*) > 0",
+            &[],
+        )
+        .await
+        .doing(doing())?;
+    drop(inside);
+    if let Some(others) = others {
+        let others: String = others.get(0);
+        let why = format!(
+            "others depend on it: it holds {others}, which Carveout did not create. \
+             Move or drop that and cancel again; Carveout's own tables in it are gone"
+        );
+        return Err(Error::state(doing(), why));
+    }
     let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(database));
-    client.batch_execute(&sql).await.doing(format!("drop database {database}"))
+    client.batch_execute(&sql).await.doing(doing())
 }
 
 /// Makes the schema where it is missing.
@@ -66,8 +109,9 @@ pub async fn create_schema(client: &mut Client, id: MoveId, schema: &str) -> Res
     let tx = client.transaction().await.doing(doing())?;
     let exists = tx.query_opt("SELECT FROM pg_namespace WHERE nspname = $1", &[&schema]).await.doing(doing())?;
     if exists.is_none() {
-        record(&tx, id, "schema", schema).await?;
         tx.batch_execute(&format!("CREATE SCHEMA {}", ident(schema))).await.doing(doing())?;
+        let oid = tx.query_one("SELECT oid FROM pg_namespace WHERE nspname = $1", &[&schema]).await.doing(doing())?;
+        record(&tx, id, "schema", schema, oid.get(0)).await?;
     }
     tx.commit().await.doing(doing())
 }
@@ -78,24 +122,23 @@ pub async fn create_table(client: &mut Client, id: MoveId, source: &Table, targe
     let doing = || format!("create table {target}");
     let tx = client.transaction().await.doing(doing())?;
     let name = control::object_name(target);
-    let exists: bool = tx.query_one("SELECT to_regclass($1) IS NOT NULL", &[&name]).await.doing(doing())?.get(0);
-    if exists {
-        let ours = tx
-            .query_opt(
-                "SELECT FROM carveout.objects WHERE move = $1 AND kind = 'table' AND name = $2",
-                &[&id.to_string(), &name],
-            )
-            .await
-            .doing(doing())?;
-        return match ours {
-            Some(_) => Ok(()),
-            None => Err(Error::state(
+    let exists = tx
+        .query_opt(
+            "SELECT EXISTS (SELECT FROM carveout.objects o WHERE o.move = $2 AND o.kind = 'table' AND o.oid = c.oid)
+               FROM pg_class c WHERE c.oid = to_regclass($1)",
+            &[&name, &id.to_string()],
+        )
+        .await
+        .doing(doing())?;
+    if let Some(ours) = exists {
+        return match ours.get(0) {
+            true => Ok(()),
+            false => Err(Error::state(
                 doing(),
                 "it exists already and this move did not create it; drop or rename it, or choose another name pattern",
             )),
         };
     }
-    record(&tx, id, "table", &name).await?;
     for (column, sequence) in source.columns.iter().filter_map(|c| c.owned_sequence.as_ref().map(|s| (c, s))) {
         create_sequence(&tx, &TableName::new(&target.schema, &sequence.name), column).await?;
     }
@@ -113,6 +156,8 @@ pub async fn create_table(client: &mut Client, id: MoveId, source: &Table, targe
             tx.batch_execute(&owned).await.doing(doing())?;
         }
     }
+    let oid = tx.query_one("SELECT to_regclass($1)::oid", &[&name]).await.doing(doing())?;
+    record(&tx, id, "table", &name, oid.get(0)).await?;
     tx.commit().await.doing(doing())
 }
 
@@ -150,10 +195,11 @@ fn column_sql(column: &Column, schema: &str) -> String {
     sql
 }
 
-async fn record(tx: &Transaction<'_>, id: MoveId, kind: &str, name: &str) -> Result<()> {
-    tx.execute("INSERT INTO carveout.objects (move, kind, name) VALUES ($1, $2, $3)", &[&id.to_string(), &kind, &name])
-        .await
-        .doing(format!("record {kind} {name}"))?;
+/// Writes down what was just made; a row that is left of something else of that name is no longer true.
+async fn record(tx: &Transaction<'_>, id: MoveId, kind: &str, name: &str, oid: u32) -> Result<()> {
+    let sql = "INSERT INTO carveout.objects (move, kind, name, oid) VALUES ($1, $2, $3, $4)
+               ON CONFLICT (kind, name) DO UPDATE SET move = excluded.move, oid = excluded.oid, created_at = now()";
+    tx.execute(sql, &[&id.to_string(), &kind, &name, &oid]).await.doing(format!("record {kind} {name}"))?;
     Ok(())
 }
 
@@ -231,35 +277,82 @@ pub async fn finish_table(client: &mut Client, target: &TableName, finish: &Fini
     client.batch_execute(&format!("ANALYZE {}", qualified(target))).await.doing(format!("analyze {target}"))
 }
 
-/// Drops what the move created in this database, newest first, and its rows in schema `carveout`.
-pub async fn drop_objects(client: &mut Client, id: MoveId) -> Result<()> {
+/// Drops the tables that the move created, and forgets what they held: they are made again in the source's
+/// present shape.
+pub async fn drop_tables(client: &mut Client, id: MoveId) -> Result<()> {
+    let doing = || format!("drop the tables of {id}");
+    let tx = client.transaction().await.doing(doing())?;
+    drop_made(&tx, id, &["table"]).await?;
+    control::reset(&tx, id).await?;
+    tx.commit().await.doing(doing())
+}
+
+/// Drops what the move created in this database, newest first, and its rows in schema `carveout`; nothing when
+/// the move of that number belongs to another state directory than `state`.
+pub async fn drop_objects(client: &mut Client, id: MoveId, state: &str) -> Result<()> {
     let doing = || format!("drop what {id} created");
     let tx = client.transaction().await.doing(doing())?;
     let present: bool =
-        tx.query_one("SELECT to_regclass('carveout.objects') IS NOT NULL", &[]).await.doing(doing())?.get(0);
-    if !present {
+        tx.query_one("SELECT to_regclass('carveout.checkpoint') IS NOT NULL", &[]).await.doing(doing())?.get(0);
+    let foreign = "SELECT FROM carveout.checkpoint WHERE move = $1 AND state <> $2";
+    if !present || tx.query_opt(foreign, &[&id.to_string(), &state]).await.doing(doing())?.is_some() {
         return Ok(());
     }
-    let id = id.to_string();
-    let rows = tx
-        .query(
-            "SELECT kind, name FROM carveout.objects WHERE move = $1 AND kind IN ('table', 'schema')
-              ORDER BY kind DESC, name",
-            &[&id],
-        )
-        .await
-        .doing(doing())?;
-    for row in &rows {
-        let (kind, name): (String, String) = (row.get(0), row.get(1));
-        // Names of tables are stored quoted. Without CASCADE: what others hung on to it stops us.
-        let sql = match kind.as_str() {
-            "table" => format!("DROP TABLE IF EXISTS {name}"),
-            _ => format!("DROP SCHEMA IF EXISTS {}", ident(&name)),
-        };
-        tx.batch_execute(&sql).await.doing(format!("drop {kind} {name}"))?;
-    }
+    drop_made(&tx, id, &["table", "schema"]).await?;
     for table in ["checkpoint", "copied", "objects"] {
-        tx.execute(&format!("DELETE FROM carveout.{table} WHERE move = $1"), &[&id]).await.doing(doing())?;
+        let sql = format!("DELETE FROM carveout.{table} WHERE move = $1");
+        tx.execute(&sql, &[&id.to_string()]).await.doing(doing())?;
     }
     tx.commit().await.doing(doing())
+}
+
+/// Drops by number, whatever the thing is called now. Without CASCADE: what others hung on to it stops us.
+async fn drop_made(tx: &Transaction<'_>, id: MoveId, kinds: &[&str]) -> Result<()> {
+    let rows = tx
+        .query(
+            "SELECT o.kind, format('%I.%I', n.nspname, c.relname)
+               FROM carveout.objects o JOIN pg_class c ON c.oid = o.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE o.move = $1 AND o.kind = 'table' AND o.kind = ANY ($2)
+              UNION ALL
+             SELECT o.kind, quote_ident(n.nspname)
+               FROM carveout.objects o JOIN pg_namespace n ON n.oid = o.oid
+              WHERE o.move = $1 AND o.kind = 'schema' AND o.kind = ANY ($2)
+              ORDER BY 1 DESC, 2",
+            &[&id.to_string(), &kinds],
+        )
+        .await
+        .doing(format!("list what {id} created"))?;
+    for row in &rows {
+        let (kind, name): (&str, &str) = (row.get(0), row.get(1));
+        let sql = if kind == "table" { format!("DROP TABLE {name}") } else { format!("DROP SCHEMA {name}") };
+        tx.batch_execute(&sql).await.doing(format!("drop {kind} {name}"))?;
+    }
+    let gone = "DELETE FROM carveout.objects WHERE move = $1 AND kind = ANY ($2)";
+    tx.execute(gone, &[&id.to_string(), &kinds]).await.doing(format!("forget what {id} created"))?;
+    Ok(())
+}
+
+/// Refuses to copy into a table whose columns are not the source's: the values' bytes pass undecoded.
+pub async fn same_shape(client: &Client, source: &Table, target: &TableName) -> Result<()> {
+    let doing = || format!("copy {}", source.name);
+    let found = catalog::tables_in(client, std::slice::from_ref(&target.schema)).await?;
+    let Some(table) = found.iter().find(|table| &table.name == target) else {
+        return Err(Error::state(
+            doing(),
+            format!("table {target} is gone from the target; cancel the move, then move again"),
+        ));
+    };
+    let differs = source.stored().find(|column| {
+        table.column(&column.name).is_none_or(|own| (own.type_oid, own.typmod) != (column.type_oid, column.typmod))
+    });
+    match differs {
+        None => Ok(()),
+        Some(column) => Err(Error::state(
+            doing(),
+            format!(
+                "column \"{}\" was added or changed after {target} was made; cancel the move, then move again",
+                column.name
+            ),
+        )),
+    }
 }

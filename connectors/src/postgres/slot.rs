@@ -1,5 +1,6 @@
 //! What the source says about our slot and our publication.
 
+use schemas::record::{Published, PublishedTable};
 use schemas::{Lsn, TableName};
 use tokio_postgres::Client;
 
@@ -89,6 +90,38 @@ pub async fn find_publication(client: &Client, name: &str) -> Result<Option<Publ
         filtered: head.get(3),
         tables: members.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect(),
     }))
+}
+
+/// What the publication called `name` publishes of `tables` now; tables that it does not have are left out.
+pub async fn published(client: &Client, name: &str, tables: &[TableName]) -> Result<Published> {
+    let (schemas, names): (Vec<&str>, Vec<&str>) =
+        tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
+    let rows = client
+        .query(
+            "SELECT p.xmin::text::bigint, w.schema, w.name, c.oid, r.oid,
+                    array_agg(a.attname::text ORDER BY a.attnum), array_agg(a.attnum ORDER BY a.attnum)
+               FROM pg_publication p
+               LEFT JOIN (unnest($2::text[], $3::text[]) w(schema, name)
+                    JOIN pg_namespace n ON n.nspname = w.schema
+                    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name
+                    JOIN pg_publication_rel r ON r.prrelid = c.oid
+                    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) ON r.prpubid = p.oid
+              WHERE p.pubname = $1
+              GROUP BY p.xmin::text, w.schema, w.name, c.oid, r.oid",
+            &[&name, &schemas, &names],
+        )
+        .await
+        .doing("look at what is published")?;
+    let mut published = Published::default();
+    for row in &rows {
+        published.version = u32::try_from(row.get::<_, i64>(0)).unwrap_or_default();
+        let Some(schema) = row.get::<_, Option<String>>(1) else { continue };
+        let (columns, numbers): (Vec<String>, Vec<i16>) = (row.get(5), row.get(6));
+        let table =
+            PublishedTable { oid: row.get(3), member: row.get(4), columns: columns.into_iter().zip(numbers).collect() };
+        published.tables.push((TableName::new(schema, row.get::<_, String>(2)), table));
+    }
+    Ok(published)
 }
 
 /// The end of the source's log, which the lag is measured from.

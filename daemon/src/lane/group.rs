@@ -37,9 +37,8 @@ pub(super) enum Stopped {
 
 /// The group in hand.
 pub(super) struct Group {
-    copied: HashMap<String, Copied>,
-    /// Relation number to `schema.table`.
-    relations: HashMap<u32, String>,
+    copied: HashMap<TableName, Copied>,
+    relations: HashMap<u32, TableName>,
     /// Relations that were passed over, which the sink has to hear of before the first group.
     passed_over: Vec<Bytes>,
     told: bool,
@@ -57,7 +56,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    pub fn new(copied: &HashMap<String, Copied>, spool: Arc<SpoolState>) -> Self {
+    pub fn new(copied: &HashMap<TableName, Copied>, spool: Arc<SpoolState>) -> Self {
         Group {
             copied: copied.clone(),
             relations: HashMap::new(),
@@ -97,23 +96,30 @@ impl Group {
         self.transactions
     }
 
-    /// Passes over every transaction that ends at or before `lsn`, which the target holds.
-    pub fn skip(&mut self, reader: &mut SpoolReader, sealed: &Sealed, lsn: Lsn) -> io::Result<()> {
+    /// Passes over every transaction that ends at or before `lsn`, which the target holds; false when no
+    /// transaction ends there although one that ends later is in the spool.
+    pub fn skip(&mut self, reader: &mut SpoolReader, sealed: &Sealed, prev_end: Lsn, lsn: Lsn) -> io::Result<bool> {
         (self.end, self.checkpoint) = (lsn, lsn);
+        let mut last = prev_end;
         loop {
             let place = reader.place();
             let mut relations = Vec::new();
             let end = loop {
                 match reader.next(sealed)? {
-                    None => return reader.seek(place),
+                    None => {
+                        reader.seek(place)?;
+                        return Ok(true);
+                    }
                     Some(Frame::Commit { end }) => break end,
                     Some(Frame::Message(bytes)) if bytes.first() == Some(&b'R') => relations.push(bytes),
                     Some(_) => {}
                 }
             };
             if end > lsn {
-                return reader.seek(place);
+                reader.seek(place)?;
+                return Ok(last == lsn);
             }
+            last = end;
             for bytes in relations {
                 self.learn(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
                 self.passed_over.push(bytes);
@@ -123,7 +129,7 @@ impl Group {
 
     fn learn(&mut self, bytes: &Bytes) -> Result<()> {
         if let Message::Relation(relation) = pgoutput::decode(bytes)? {
-            self.relations.insert(relation.id, TableName::new(relation.schema, relation.name).to_string());
+            self.relations.insert(relation.id, TableName::new(relation.schema, relation.name));
         }
         Ok(())
     }
@@ -163,7 +169,11 @@ impl Group {
                         break;
                     }
                 }
-                Some(Frame::Stop(fault)) => return Err(self.stop(Stopped::Ordered { fault, after: self.transactions })),
+                Some(Frame::Stop { table, fault }) => {
+                    if !self.is_held(&table)? {
+                        return Err(self.stop(Stopped::Ordered { fault, after: self.transactions }));
+                    }
+                }
                 Some(Frame::Segment { .. }) => {}
                 // Only whole transactions are sealed: this is the end of one.
                 None => break,
@@ -187,14 +197,21 @@ impl Group {
             return Ok(Weight::Relation);
         }
         let relation = message.get(1..5).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
-        let table = relation.and_then(|relation| self.relations.get(&relation));
-        let (Some(table), Some((xid, commit_lsn))) = (table, self.current) else {
+        let Some(table) = relation.and_then(|relation| self.relations.get(&relation)) else {
             return Err(Error::protocol("read the spool", "a change of a relation that was not described"));
+        };
+        Ok(if self.is_held(table)? { Weight::Held } else { Weight::Row })
+    }
+
+    /// Whether the target holds what the current transaction did to the table: its copy does, or the
+    /// transaction was applied before.
+    fn is_held(&self, table: &TableName) -> Result<bool> {
+        let Some((xid, commit_lsn)) = self.current else {
+            return Err(Error::protocol("read the spool", "a change outside any transaction"));
         };
         // The stream may bring again what the target holds, when the spool ended before it.
         let applied = commit_lsn < self.checkpoint;
-        let held = applied || self.copied.get(table).is_some_and(|copied| copied.holds(xid, commit_lsn));
-        Ok(if held { Weight::Held } else { Weight::Row })
+        Ok(applied || self.copied.get(table).is_some_and(|copied| copied.holds(xid, commit_lsn)))
     }
 
     fn stop(&mut self, why: Stopped) -> Error {

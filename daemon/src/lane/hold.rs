@@ -23,9 +23,13 @@ impl Lane {
             // When nobody waits for the answer any more, nobody would release it either.
             LaneCommand::Hold(held) => self.held = held.send(lsn).is_ok(),
             LaneCommand::Release => self.held = false,
-            LaneCommand::Advance { snapshot, until, done } => {
-                if !self.stream_passed(until).await {
-                    return Err(End::Stopped);
+            LaneCommand::Advance { snapshot, until, mut done } => {
+                tokio::select! {
+                    passed = self.stream_passed(until) => if !passed {
+                        return Err(End::Stopped);
+                    },
+                    // Nobody waits for it any more.
+                    () = done.closed() => return Ok(lsn),
                 }
                 let prefix = self.prefix(reader, &snapshot)?;
                 let mut left = prefix.unwrap_or(0);

@@ -1,11 +1,9 @@
 //! The copy of a move: one snapshot, several tables at a time, each complete or begun again.
 
-use std::collections::HashMap;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use connectors::postgres::control::Copied;
 use connectors::postgres::copy::{CopyJob, copy_table, estimate};
 use connectors::postgres::policy::Keyed;
 use connectors::postgres::snapshot::{self, HeldSnapshot};
@@ -16,6 +14,7 @@ use schemas::config::Target;
 use schemas::record::Fault;
 use tokio::sync::Semaphore;
 
+use super::driver::open_checkpoint;
 use super::{Context, Moving, StepError};
 
 /// Between two tries to get a snapshot that shows everything delivered before the lane was open.
@@ -30,13 +29,21 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
     let tables = context.tables(&record.tables).await?;
     require_spool(moving)?;
     let client = client::connect(&target.url, "copy").await?;
-    let checkpoint = control::open_checkpoint(&client, record.id, &record.tenant, &context.origin()).await?;
-    let mut copied: HashMap<String, Copied> = control::read_copied(&client, record.id).await?.into_iter().collect();
-    let left: Vec<&Keyed> = tables.iter().filter(|keyed| !copied.contains_key(&keyed.table.name.to_string())).collect();
+    let checkpoint = open_checkpoint(context, &client, &record).await?;
+    let mut copied = control::read_copied(&client, record.id, &record.tables).await?;
+    let left: Vec<&Keyed> = tables.iter().filter(|keyed| !copied.contains_key(&keyed.table.name)).collect();
     let done: u64 = copied.values().map(|copied| copied.rows).sum();
     moving.rows_copied.store(done, Ordering::Relaxed);
     if !left.is_empty() {
         let _turn = context.copying.acquire().await.map_err(|_| StepError::Stopped)?;
+        let plan = moving.sink_plan(&target, 0);
+        for keyed in &left {
+            provision::same_shape(&client, &keyed.table, &plan.target_name(&keyed.table.name)).await?;
+        }
+        // What the spool holds since before a restart was delivered then; it is delivered again, with what
+        // came before it and is in no spool, before it counts here.
+        let spooled = moving.spool().map_or(Lsn::ZERO, |link| link.state.sealed.borrow().end);
+        context.pipeline.passed(spooled).await?;
         let held = joined_snapshot(context).await?;
         let estimates = left.iter().map(|keyed| {
             let filter = keyed.filter(&record.tenant);
@@ -53,7 +60,7 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
             copy_one(context, moving, &target, &held, keyed, checkpoint.epoch).await
         });
         try_join_all(copies).await?;
-        copied = control::read_copied(&client, record.id).await?.into_iter().collect();
+        copied = control::read_copied(&client, record.id, &record.tables).await?;
     }
     finish_tables(context, moving, &target, &tables).await?;
     // Until the stream is past this, a crash of the source could take back what a snapshot showed.

@@ -5,10 +5,13 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use connectors::postgres::{client, control, provision};
+use connectors::postgres::control::Checkpoint;
+use connectors::postgres::policy::Keyed;
+use connectors::postgres::{Client, client, control, provision};
 use schemas::config::Isolation;
 use schemas::phase::Event;
 use schemas::record::{Fault, MoveRecord};
+use schemas::url::PgUrl;
 use schemas::{Lsn, Phase};
 use tokio::sync::mpsc;
 
@@ -20,6 +23,9 @@ use crate::stop;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
+/// How long a lane that was told to stop may take to finish what it has in hand. What a target that
+/// does not answer was sent is resolved by its checkpoint.
+const LANE_PATIENCE: Duration = Duration::from_secs(3);
 /// Commands to a lane that may wait.
 const LANE_COMMANDS: usize = 8;
 
@@ -27,10 +33,21 @@ const LANE_COMMANDS: usize = 8;
 pub async fn drive(context: Arc<Context>, moving: Arc<Moving>) {
     let mut backoff = FIRST_BACKOFF;
     let stop = moving.stop.subscribe();
+    // Opening a lane shuts out whoever had it open: not before the slot is ours.
+    let mut progress = context.pipeline.progress.clone();
+    if moving.record().phase != Phase::Cancelling && !progress.borrow().owns_slot {
+        moving.meter.set_trouble(Some("the stream from the source has not begun".to_owned()));
+        tokio::select! {
+            ours = progress.wait_for(|progress| progress.owns_slot) => if ours.is_err() { return },
+            () = stop::told(&stop) => return,
+        }
+        moving.meter.set_trouble(None);
+    }
     loop {
         let before = moving.record().phase;
         let error = match step(&context, &moving).await {
             Ok(true) => {
+                moving.meter.set_trouble(None);
                 backoff = FIRST_BACKOFF;
                 continue;
             }
@@ -40,6 +57,7 @@ pub async fn drive(context: Arc<Context>, moving: Arc<Moving>) {
         match error {
             StepError::Postgres(error) if error.is_transient() => {
                 tracing::warn!(%error, phase = before.shown(None, false), "a step failed; trying again");
+                moving.meter.set_trouble(Some(error.to_string()));
                 let pause = tokio::time::sleep(backoff);
                 tokio::select! {
                     () = pause => {}
@@ -55,6 +73,11 @@ pub async fn drive(context: Arc<Context>, moving: Arc<Moving>) {
 /// Stores why the move stands still.
 async fn give_up(context: &Context, moving: &Moving, error: StepError) {
     let record = moving.record();
+    if record.phase == Phase::NeedsCopy {
+        // Its lane was taken out meanwhile, and that is why this failed.
+        return;
+    }
+    moving.meter.set_trouble(None);
     let next = "mend the cause, then `carveout move` resumes where it stopped; or `carveout cancel`";
     let (fault, broken) = match error {
         StepError::Broken(fault) => (fault, true),
@@ -62,12 +85,10 @@ async fn give_up(context: &Context, moving: &Moving, error: StepError) {
         error => (Fault::new("step_failed", record.id.to_string(), error.to_string(), next), false),
     };
     tracing::error!(id = %record.id, tenant = %record.tenant, code = fault.code, cause = fault.message, "the move stopped");
-    let stored = moving.update(&context.store, |record| {
-        record.fault = Some(fault);
-        if broken && let Ok(phase) = record.phase.after(Event::Broken) {
-            record.phase = phase;
-        }
-    });
+    let stored = match broken {
+        true => moving.break_off(&context.store, fault).map(|_| ()),
+        false => moving.update(&context.store, |record| record.fault = Some(fault)),
+    };
     if let Err(error) = stored {
         tracing::error!(%error, "the fault could not be stored");
         return;
@@ -80,37 +101,55 @@ async fn give_up(context: &Context, moving: &Moving, error: StepError) {
 
 /// One phase; true when there is a next one.
 async fn step(context: &Context, moving: &Moving) -> Result<bool, StepError> {
-    let stop = moving.stop.subscribe();
-    let record = moving.record();
-    // These can be cut off anywhere: what they did not commit is done again.
-    let interruptible = async {
-        match record.phase {
-            Phase::Planned => moving.advance(&context.store, Event::Provision)?,
-            Phase::Provisioning => {
-                provision(context, moving).await?;
-                moving.advance(&context.store, Event::Provisioned)?;
-            }
-            Phase::Copying => {
-                open_lane(context, moving).await?;
-                copy::copy(context, moving).await?;
-                moving.advance(&context.store, Event::Copied)?;
-            }
-            Phase::Cancelling => {
-                drop_target(context, moving).await?;
-                moving.advance(&context.store, Event::Dropped)?;
-            }
-            Phase::Following | Phase::NeedsCopy | Phase::Cancelled => {}
+    let store = &context.store;
+    match moving.record().phase {
+        Phase::Planned => moving.advance(store, Event::Provision)?,
+        Phase::Provisioning => {
+            unless_stopped(moving, provision(context, moving)).await?;
+            moving.advance(store, Event::Provisioned)?;
         }
-        Ok::<(), StepError>(())
+        Phase::Copying => {
+            if moving.spool().is_none() {
+                let record = moving.record();
+                let tables = unless_stopped(moving, context.tables(&record.tables)).await?;
+                open_lane(context, moving, &tables).await?;
+            }
+            unless_stopped(moving, copy::copy(context, moving)).await?;
+            moving.advance(store, Event::Copied)?;
+        }
+        Phase::Cancelling => {
+            unless_stopped(moving, drop_target(context, moving)).await?;
+            moving.advance(store, Event::Dropped)?;
+        }
+        Phase::Following => return follow_until_stopped(context, moving).await.map(|()| false),
+        Phase::NeedsCopy | Phase::Cancelled => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// Runs something that can be cut off anywhere: what it did not commit is done again.
+async fn unless_stopped<T>(moving: &Moving, work: impl Future<Output = Result<T, StepError>>) -> Result<T, StepError> {
+    let stop = moving.stop.subscribe();
+    tokio::select! {
+        done = work => done,
+        () = stop::told(&stop) => Err(StepError::Stopped),
+    }
+}
+
+/// A lane that is told to stop finishes what it has in hand, but does not wait for ever.
+async fn follow_until_stopped(context: &Context, moving: &Moving) -> Result<(), StepError> {
+    let stop = moving.stop.subscribe();
+    let patience = async {
+        stop::told(&stop).await;
+        tokio::time::sleep(LANE_PATIENCE).await;
     };
     tokio::select! {
-        done = interruptible => done?,
-        () = stop::told(&stop) => return Err(StepError::Stopped),
-    }
-    match record.phase {
-        Phase::Following => follow(context, moving).await.map(|()| false),
-        Phase::NeedsCopy | Phase::Cancelled => Ok(false),
-        _ => Ok(true),
+        followed = follow(context, moving) => followed,
+        () = patience => {
+            moving.set_lane(None);
+            tracing::warn!(id = %moving.record().id, "the target does not answer; stopping without it");
+            Err(StepError::Stopped)
+        }
     }
 }
 
@@ -120,17 +159,14 @@ async fn provision(context: &Context, moving: &Moving) -> Result<(), StepError> 
     let target = context.target(&record)?;
     let tables = context.tables(&record.tables).await?;
     if let Some(admin) = &target.admin_url {
-        if !record.made_database && !provision::database_exists(admin, &target.database).await? {
-            moving.update(&context.store, |record| record.made_database = true)?;
-        }
-        let source = client::connect(&context.config.source.url, "provision").await?;
-        provision::create_database(admin, &target.database, &source).await?;
+        make_database(context, moving, admin, &target.database).await?;
     }
     let mut client = client::connect(&target.url, "provision").await?;
     control::setup(&mut client).await?;
+    control::create_checkpoint(&mut client, record.id, &record.tenant, &context.origin()).await?;
     if record.copy_again {
         close_lane(context, moving).await?;
-        control::reset(&mut client, record.id).await?;
+        provision::drop_tables(&mut client, record.id).await?;
         moving.update(&context.store, |record| record.copy_again = false)?;
     }
     let plan = moving.sink_plan(&target, 0);
@@ -146,20 +182,41 @@ async fn provision(context: &Context, moving: &Moving) -> Result<(), StepError> 
     Ok(())
 }
 
-/// From here on every change of the tenant reaches its spool.
-async fn open_lane(context: &Context, moving: &Moving) -> Result<(), StepError> {
-    if moving.spool().is_some() {
+/// Makes the database where it is missing. That it will be ours is written down before, and taken back when
+/// it could not be made: a person may make it then, and it is that person's.
+async fn make_database(context: &Context, moving: &Moving, admin: &PgUrl, database: &str) -> Result<(), StepError> {
+    let made = moving.record().made_database;
+    if !made && provision::database_exists(admin, database).await? {
         return Ok(());
     }
+    let source = client::connect(&context.config.source.url, "provision").await?;
+    moving.update(&context.store, |record| record.made_database = true)?;
+    let ours = match provision::create_database(admin, database, &source).await {
+        Ok(created) => created || made,
+        Err(error) => {
+            // Without an answer it may have been made.
+            if error.sqlstate().is_some() {
+                moving.update(&context.store, |record| record.made_database = made)?;
+            }
+            return Err(error.into());
+        }
+    };
+    moving.update(&context.store, |record| record.made_database = ours)?;
+    Ok(())
+}
+
+/// From here on every change of the tenant reaches its spool. Not to be cut off: a lane is open, or it is not.
+async fn open_lane(context: &Context, moving: &Moving, tables: &[Keyed]) -> Result<(), StepError> {
     let record = moving.record();
-    let tables = context.tables(&record.tables).await?;
     let (spool, prev_end) =
         SpoolWriter::open(&context.spool_dir(record.id)).map_err(|error| spool_fault(&record, &error))?;
-    let link = SpoolLink { state: Arc::clone(spool.state()), prev_end, must_hold: Lsn::ZERO };
-    let lane = LaneEnd::new(record.id, record.tenant, record.tables, spool);
-    context.pipeline.open(lane, routes(&tables)).await?;
+    let state = Arc::clone(spool.state());
+    let link = SpoolLink { state, prev_end, must_hold: Lsn::ZERO, known_applied: Lsn::ZERO };
+    let lane = LaneEnd::new(record.id, record.tenant, &record.published, spool);
+    // Before it is open: it may break at once, and whoever hears of that looks for it here.
     moving.set_spool(Some(link));
-    Ok(())
+    let opened = context.pipeline.open(lane, routes(tables)).await;
+    Ok(opened.inspect_err(|_| moving.set_spool(None))?)
 }
 
 /// Takes the lane out of the pipeline and removes its spool.
@@ -183,6 +240,20 @@ fn spool_fault(record: &MoveRecord, error: &std::io::Error) -> StepError {
     ))
 }
 
+/// Opens the checkpoint that provisioning made. It is never made again: what the rows hold would be applied twice.
+pub(super) async fn open_checkpoint(
+    context: &Context,
+    client: &Client,
+    record: &MoveRecord,
+) -> Result<Checkpoint, StepError> {
+    let opened = control::open_checkpoint(client, record.id, &record.tenant, &context.origin()).await?;
+    opened.ok_or_else(|| {
+        let message = "its row in carveout.checkpoint of the target was deleted or changed";
+        let next = "`carveout move` copies the tenant again";
+        StepError::Broken(Fault::new("gap", record.id.to_string(), message, next))
+    })
+}
+
 /// Runs the lane until it is stopped.
 async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
     let record = moving.record();
@@ -192,17 +263,23 @@ async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
         return Err(StepError::Broken(Fault::new("gap", record.id.to_string(), "its lane is not open", next)));
     };
     let client = client::connect(&target.url, "open lane").await?;
-    let checkpoint = control::open_checkpoint(&client, record.id, &record.tenant, &context.origin()).await?;
-    let copied = control::read_copied(&client, record.id).await?;
+    let checkpoint = open_checkpoint(context, &client, &record).await?;
+    let copied = control::read_copied(&client, record.id, &record.tables).await?;
+    if let Some(table) = record.tables.iter().find(|table| !copied.contains_key(*table)) {
+        let next = "`carveout move` copies the tenant again";
+        let message = "carveout.copied in the target no longer says that it was copied: it was changed";
+        return Err(StepError::Broken(Fault::new("gap", table.to_string(), message, next)));
+    }
     drop(client);
     let (commands, receiver) = mpsc::channel(LANE_COMMANDS);
     let plan = LanePlan {
         sink: moving.sink_plan(&target, checkpoint.epoch),
         spool_dir: context.spool_dir(record.id),
         spool: link.state,
-        copied: copied.into_iter().collect(),
+        copied,
         prev_end: link.prev_end,
         must_hold: link.must_hold,
+        known_applied: link.known_applied,
         batch_rows: usize::try_from(context.config.tenant_strategy.migration_config.batch_size).unwrap_or(usize::MAX),
     };
     moving.set_lane(Some(commands));
@@ -230,7 +307,7 @@ async fn drop_target(context: &Context, moving: &Moving) -> Result<(), StepError
     let target = context.target(&record)?;
     if let (Isolation::Database, Some(admin)) = (record.to, &target.admin_url) {
         if record.made_database {
-            provision::drop_database(admin, &target.database).await?;
+            provision::drop_database(admin, &target.url, &target.database, record.id, &context.state).await?;
             return Ok(());
         }
         if !provision::database_exists(admin, &target.database).await? {
@@ -238,6 +315,6 @@ async fn drop_target(context: &Context, moving: &Moving) -> Result<(), StepError
         }
     }
     let mut client = client::connect(&target.url, "cancel").await?;
-    provision::drop_objects(&mut client, record.id).await?;
+    provision::drop_objects(&mut client, record.id, &context.state).await?;
     Ok(())
 }

@@ -98,8 +98,11 @@ async fn stand(
     let (held, standing) = oneshot::channel();
     commands.send(LaneCommand::Hold(held)).await.map_err(|_| lost())?;
     let _held = Held(commands.clone());
-    let Ok(Ok(_)) = tokio::time::timeout(PATIENCE, standing).await else { return Ok(None) };
-    // What the lane has applied must be visible too, and that may come later than its delivery.
+    let Ok(Ok(applied)) = tokio::time::timeout(PATIENCE, standing).await else { return Ok(None) };
+    // What the lane has applied must be visible too, and that may come later than its delivery; after a
+    // restart it is delivered again first.
+    let Ok(passed) = tokio::time::timeout(PATIENCE, context.pipeline.passed(applied)).await else { return Ok(None) };
+    passed?;
     let demand = context.pipeline.unseen.lock().unwrap_or_else(PoisonError::into_inner).demand();
     let source = snapshot::hold(&context.config.source.url, "verify").await?;
     if !demand.met_by(&source.snapshot) {

@@ -98,11 +98,13 @@ pub async fn compare(config: &Config, base: &AckRecord, acknowledged: Lsn) -> Re
     Ok(())
 }
 
-/// The stream must come from the system and the timeline of the record.
-pub fn same_system(stream: &Stream, base: &AckRecord) -> Result<()> {
+/// The stream must come from the system and the timeline of the record, and from a log that has what was
+/// received already.
+pub fn same_system(stream: &Stream, base: &AckRecord, received: Lsn) -> Result<()> {
     let system = stream.system();
     let here = AckRecord { system_id: system.system_id.clone(), timeline: system.timeline, ..base.clone() };
-    same_source(&here, base)
+    same_source(&here, base)?;
+    if system.wal_lsn < received { Err(behind(system.wal_lsn, received)) } else { Ok(()) }
 }
 
 fn same_source(here: &AckRecord, record: &AckRecord) -> Result<()> {
@@ -171,7 +173,7 @@ fn behind(wal: Lsn, ours: Lsn) -> Error {
     Error::state(
         "compare the source with the state directory",
         format!(
-            "the source's log ends at {wal}, before the {ours} that was acknowledged: it was restored from a backup. Begin anew: {ANEW}"
+            "the source's log ends at {wal}, before the {ours} that was received: it was restored from a backup. Begin anew: {ANEW}"
         ),
     )
 }
@@ -190,10 +192,47 @@ fn ahead(slot: &str, confirmed: Lsn, ours: Lsn) -> Error {
 /// Whether trying again cannot help.
 pub fn is_final(error: &Error) -> bool {
     match error.sqlstate() {
-        // Slot gone or lost, publication gone, a type without a binary form, wrong password or role.
+        // Slot gone or lost, publication gone, a type without a binary form.
         Some("55000" | "42704" | "42883" | "0A000") => true,
+        // A password or a role that is being changed, a server in trouble.
+        Some("28P01" | "28000" | "XX000") => false,
         _ => !error.is_transient(),
     }
+}
+
+/// Left free in the file system of `state_dir`: the records need room when a spool takes no more.
+const KEPT_FREE_BYTES: u64 = 64 << 20;
+
+/// Nothing more is read from the source when there is no room to keep it: the source keeps it then.
+pub fn room(config: &Config) -> Result<()> {
+    match fs2::available_space(&config.state_dir) {
+        Ok(free) if free < KEPT_FREE_BYTES => Err(no_room(config)),
+        // What cannot be measured is noticed by the write that fails.
+        _ => Ok(()),
+    }
+}
+
+/// There is no room for spools.
+pub fn no_room(config: &Config) -> Error {
+    let (dir, least) = (config.state_dir.display(), KEPT_FREE_BYTES >> 20);
+    let why = format!("state_dir {dir} has less than {least} MiB free; the source keeps its log meanwhile");
+    Error::connection("read the stream", why)
+}
+
+/// What the pipeline waits for, where a person can do something about it.
+pub fn waits_for(config: &Config, error: &Error) -> Option<Fault> {
+    let (code, object, next) = match error.sqlstate() {
+        Some("28P01" | "28000") => (
+            "source_refused",
+            "source.url".to_owned(),
+            "correct the role or its password, in the database or here (and start the daemon again)",
+        ),
+        None if room(config).is_err() => {
+            ("disk_full", config.state_dir.display().to_string(), "make room; reading goes on by itself")
+        }
+        _ => return None,
+    };
+    Some(Fault::new(code, object, error.to_string(), next))
 }
 
 /// How a final error is shown.

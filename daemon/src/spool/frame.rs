@@ -1,8 +1,8 @@
 //! One frame of a spool: length, crc32, kind, payload. Bytes from disk never panic.
 
 use bytes::{Buf, BufMut, Bytes};
-use schemas::Lsn;
 use schemas::record::Fault;
+use schemas::{Lsn, TableName};
 
 /// Length and checksum before the kind.
 pub(super) const HEAD: usize = 8;
@@ -28,8 +28,13 @@ pub enum Frame {
     },
     /// A pgoutput message: Relation, Insert, Update or Delete.
     Message(Bytes),
-    /// The lane must stop here, for this reason.
-    Stop(Fault),
+    /// The lane must stop here, for this reason, unless its copy of the table holds the transaction.
+    Stop {
+        /// The table that the reason is about.
+        table: TableName,
+        /// The reason.
+        fault: Fault,
+    },
     /// The transaction is complete and ends here.
     Commit {
         /// The end of its commit record.
@@ -65,7 +70,10 @@ pub(super) fn parse(head: &[u8; HEAD], mut body: Bytes) -> Option<Frame> {
         (b'S', 8) => Frame::Segment { prev_end: Lsn(body.get_u64()) },
         (b'B', 20) => Frame::Begin { xid: body.get_u32(), commit_lsn: Lsn(body.get_u64()), commit_ts: body.get_i64() },
         (b'M', _) => Frame::Message(body),
-        (b'X', _) => Frame::Stop(schemas::record::decode(&body).ok()?),
+        (b'X', _) => {
+            let (table, fault) = schemas::record::decode(&body).ok()?;
+            Frame::Stop { table, fault }
+        }
         (b'C', 8) => Frame::Commit { end: Lsn(body.get_u64()) },
         _ => return None,
     };

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use schemas::Lsn;
 use schemas::record::Fault;
+use schemas::{Lsn, TableName};
 
 use super::frame::{self, Frame};
 use super::reader::{Place, SpoolReader};
@@ -33,6 +33,10 @@ pub struct SpoolWriter {
     new_files: bool,
     /// Bytes appended since the last seal.
     unsealed: u64,
+    /// Bytes ever appended, up to the last seal that the lane was shown.
+    shown: u64,
+    /// Something could not be written: nothing more is taken until the next cut.
+    failed: bool,
     state: Arc<SpoolState>,
 }
 
@@ -78,8 +82,8 @@ impl SpoolWriter {
     /// so that whatever is appended later the target must reach that position by itself.
     pub fn open_holding(dir: &Path, must_hold: Lsn) -> io::Result<(SpoolWriter, Lsn)> {
         fs::create_dir_all(dir)?;
-        if let Some(parent) = dir.parent() {
-            File::open(parent)?.sync_all()?;
+        for above in dir.ancestors().skip(1).take(2).filter(|above| !above.as_os_str().is_empty()) {
+            File::open(above)?.sync_all()?;
         }
         let mut found = scan(dir)?;
         if found.sealed.end < must_hold {
@@ -106,9 +110,12 @@ impl SpoolWriter {
             sealed: found.sealed,
             begun: false,
             relations: HashMap::new(),
-            unsynced: vec![found.sealed.segment],
+            // Which of them had been synced is not known any more.
+            unsynced: segments(dir)?,
             new_files: true,
             unsealed: 0,
+            shown: state.written.load(Ordering::Relaxed),
+            failed: false,
             state,
         };
         if writer.written == 0 {
@@ -157,6 +164,7 @@ impl SpoolWriter {
         if commit_lsn < self.sealed.end {
             return Ok(false);
         }
+        self.usable()?;
         if !self.begun {
             if self.offset() > IDLE_SEGMENT_BYTES && self.state.caught_up() {
                 self.rotate()?;
@@ -172,6 +180,7 @@ impl SpoolWriter {
 
     /// Appends a change of a relation, which is described first if this segment has not done so.
     pub fn change(&mut self, relation: (u32, u64), description: &[u8], message: &[&[u8]]) -> io::Result<()> {
+        self.usable()?;
         if self.offset() >= SEGMENT_BYTES {
             self.rotate()?;
         }
@@ -184,15 +193,16 @@ impl SpoolWriter {
     }
 
     /// Appends the order to stop.
-    pub fn stop(&mut self, fault: &Fault) -> io::Result<()> {
-        let bytes = schemas::record::encode(fault).map_err(io::Error::other)?;
+    pub fn stop(&mut self, table: &TableName, fault: &Fault) -> io::Result<()> {
+        self.usable()?;
+        let bytes = schemas::record::encode(&(table, fault)).map_err(io::Error::other)?;
         self.put(b'X', &[&bytes]);
         self.spill()
     }
 
     /// Seals the transaction, if one was begun; [`SpoolWriter::flush`] makes it visible.
     pub fn commit(&mut self, end: Lsn) {
-        if std::mem::take(&mut self.begun) {
+        if std::mem::take(&mut self.begun) && !self.failed {
             self.put(b'C', &[&end.0.to_be_bytes()]);
             self.sealed.end = end;
             self.seal_here();
@@ -203,8 +213,13 @@ impl SpoolWriter {
         if self.buffer.len() >= BUFFER_BYTES { self.write() } else { Ok(()) }
     }
 
+    fn usable(&self) -> io::Result<()> {
+        if self.failed { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
     fn write(&mut self) -> io::Result<()> {
-        self.file.write_all(&self.buffer)?;
+        self.usable()?;
+        self.file.write_all(&self.buffer).inspect_err(|_| self.failed = true)?;
         self.written += self.buffer.len() as u64;
         // One huge value must not keep its memory.
         if self.buffer.capacity() > 4 * BUFFER_BYTES {
@@ -220,18 +235,22 @@ impl SpoolWriter {
 
     /// Writes what is buffered and shows the lane what has been sealed.
     pub fn flush(&mut self) -> io::Result<()> {
+        self.usable()?;
         if !self.buffer.is_empty() {
             self.write()?;
         }
         let sealed = self.sealed;
+        self.shown = self.state.written.load(Ordering::Relaxed) - self.unsealed;
         self.state.sealed.send_if_modified(|shown| std::mem::replace(shown, sealed) != sealed);
         Ok(())
     }
 
     fn rotate(&mut self) -> io::Result<()> {
         self.write()?;
+        let path = segment_path(&self.dir, self.segment + 1);
+        let made = OpenOptions::new().create_new(true).append(true).open(path);
+        self.file = made.inspect_err(|_| self.failed = true)?;
         self.segment += 1;
-        self.file = OpenOptions::new().create_new(true).append(true).open(segment_path(&self.dir, self.segment))?;
         self.written = 0;
         self.relations.clear();
         self.new_files = true;
@@ -242,11 +261,23 @@ impl SpoolWriter {
         Ok(())
     }
 
-    /// Drops what has been appended since the last seal: the source will send it again.
-    pub fn cut(&mut self) -> io::Result<()> {
+    /// Drops what has been appended since the last seal: the source will send it again. False when the disk
+    /// had no room for all that was sealed either: what the lane has not been shown went too.
+    pub fn cut(&mut self) -> io::Result<bool> {
         self.begun = false;
-        self.write()?;
+        match self.write() {
+            Err(error) if !is_full(&error) => return Err(error),
+            _ => {}
+        }
         self.buffer = Vec::new();
+        let kept = !std::mem::take(&mut self.failed);
+        if kept {
+            self.state.written.fetch_sub(self.unsealed, Ordering::Relaxed);
+        } else {
+            self.sealed = *self.state.sealed.borrow();
+            self.state.written.store(self.shown, Ordering::Relaxed);
+        }
+        self.unsealed = 0;
         for number in (self.sealed.segment + 1)..=self.segment {
             fs::remove_file(segment_path(&self.dir, number))?;
         }
@@ -255,9 +286,9 @@ impl SpoolWriter {
         self.file.set_len(self.sealed.offset)?;
         self.segment = self.sealed.segment;
         self.written = self.sealed.offset;
-        self.state.written.fetch_sub(std::mem::take(&mut self.unsealed), Ordering::Relaxed);
         self.relations.clear();
-        self.flush()
+        self.flush()?;
+        Ok(kept)
     }
 
     /// What must be synced so that everything sealed is on disk; `None` when it is.
@@ -276,6 +307,11 @@ impl SpoolWriter {
     }
 }
 
+/// Whether the disk, or our share of it, is used up: room may come again.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// What a scan found.
 struct Found {
     sealed: Sealed,
@@ -292,6 +328,9 @@ fn scan(dir: &Path) -> io::Result<Found> {
     let start = Sealed { segment: first, offset: 0, end: Lsn::ZERO };
     let mut found = Found { sealed: start, prev_end: Lsn::ZERO, bytes: 0, oldest: 0 };
     let mut open = false;
+    // The first segment may begin inside a transaction whose beginning is gone: only a target that holds
+    // that transaction can go on from there.
+    let mut headless = true;
     // A hole in the numbers: what follows it cannot be used.
     for number in (first..).zip(numbers).map_while(|(expected, number)| (expected == number).then_some(number)) {
         let mut reader = SpoolReader::open_at(dir, Place { segment: number, offset: 0, consumed: 0 })?;
@@ -304,14 +343,17 @@ fn scan(dir: &Path) -> io::Result<Found> {
                 }
                 Frame::Segment { .. } if !open => found.sealed = Sealed { segment: number, offset, ..found.sealed },
                 Frame::Begin { commit_ts, .. } => {
-                    open = true;
+                    (open, headless) = (true, false);
                     found.oldest = if found.oldest == 0 { commit_ts } else { found.oldest };
                 }
                 Frame::Commit { end } => {
                     open = false;
+                    if std::mem::take(&mut headless) {
+                        found.prev_end = end;
+                    }
                     found.sealed = Sealed { segment: number, offset, end };
                 }
-                Frame::Segment { .. } | Frame::Message(_) | Frame::Stop(_) => {}
+                Frame::Segment { .. } | Frame::Message(_) | Frame::Stop { .. } => {}
             }
         }
         if reader.place().offset < fs::metadata(segment_path(dir, number))?.len() {

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use connectors::postgres::policy::{self, Keyed};
-use connectors::postgres::{self, catalog, client, prepare};
+use connectors::postgres::{self, catalog, client, prepare, slot};
 use schemas::config::Isolation;
 use schemas::phase::Event;
-use schemas::record::{Fault, MoveRecord};
+use schemas::record::{Fault, MoveRecord, Published};
 use schemas::status::{TenantStatus, VerifyReport};
 use schemas::tenant::KeyType;
 use schemas::{Phase, TenantId};
@@ -25,16 +25,22 @@ impl Supervisor {
     /// Starts a move, or resumes it where it stopped. Asking twice changes nothing.
     pub async fn start_move(self: &Arc<Self>, tenant: &str, to: Option<Isolation>) -> Result<TenantStatus, Refusal> {
         let _one = self.commands.lock().await;
-        let (tables, tenant) = self.plan_tables(tenant).await?;
+        let (tables, published, tenant) = self.plan_tables(tenant).await?;
         let active = self.find(&tenant.0).filter(|entry| entry.moving.record().phase != Phase::Cancelled);
         match active {
-            Some(entry) => self.resume_move(&entry, to).await?,
-            None => self.new_move(&tenant, to, &tables).await?,
+            Some(entry) => self.resume_move(&entry, to, &tables, published).await?,
+            None => self.new_move(&tenant, to, &tables, published).await?,
         }
         self.tenant(&tenant.0).ok_or_else(|| not_found(&tenant.0))
     }
 
-    async fn resume_move(&self, entry: &Entry, to: Option<Isolation>) -> Result<(), Refusal> {
+    async fn resume_move(
+        &self,
+        entry: &Entry,
+        to: Option<Isolation>,
+        tables: &[Keyed],
+        published: Published,
+    ) -> Result<(), Refusal> {
         let record = entry.moving.record();
         if to.is_some_and(|to| to != record.to) {
             return Err(no(
@@ -56,25 +62,33 @@ impl Supervisor {
             return Ok(());
         }
         // An order to stop stays in the spool: going on would pass over a change.
-        let truncated = record
-            .fault
-            .as_ref()
-            .filter(|fault| matches!(fault.code.as_str(), "truncate" | "toast" | "null_tenant" | "column_replaced"));
-        if let Some(fault) = truncated {
+        let ordered = |code: &str| matches!(code, "truncate" | "toast" | "null_tenant" | "schema_changed");
+        let standing = record.fault.as_ref().filter(|fault| record.phase.has_lane() && ordered(&fault.code));
+        if let Some(fault) = standing {
             return Err(no(&fault.code, &fault.object, &fault.message, &fault.next));
+        }
+        if record.phase == Phase::NeedsCopy && record.to == Isolation::Schema {
+            one_name_each(tables)?;
         }
         Self::stop_driver(entry).await;
         entry.moving.update(&self.context.store, |record| {
             record.fault = None;
             if let Ok(phase) = record.phase.after(Event::CopyAgain) {
                 (record.phase, record.copy_again, record.verified_at) = (phase, true, None);
+                (record.tables, record.published) = (policy::names(tables), published);
             }
         })?;
         self.spawn_driver(entry);
         Ok(())
     }
 
-    async fn new_move(&self, tenant: &TenantId, to: Option<Isolation>, tables: &[Keyed]) -> Result<(), Refusal> {
+    async fn new_move(
+        &self,
+        tenant: &TenantId,
+        to: Option<Isolation>,
+        tables: &[Keyed],
+        published: Published,
+    ) -> Result<(), Refusal> {
         let declared =
             || self.context.config.overrides().find(|(name, ..)| *name == tenant.0).map(|(_, isolation, _)| isolation);
         let to = to.or_else(declared).filter(|to| *to != Isolation::Shared);
@@ -116,7 +130,7 @@ impl Supervisor {
             phase: Phase::Planned,
             fault: None,
             tables: policy::names(tables),
-            columns: tables.iter().map(columns).collect(),
+            published,
             made_database: false,
             copy_again: false,
             rows_total: 0,
@@ -131,7 +145,7 @@ impl Supervisor {
     }
 
     /// The tables that would move, and the tenant as PostgreSQL prints its key.
-    async fn plan_tables(&self, tenant: &str) -> Result<(Vec<Keyed>, TenantId), Refusal> {
+    async fn plan_tables(&self, tenant: &str) -> Result<(Vec<Keyed>, Published, TenantId), Refusal> {
         let config = &self.context.config;
         let source = client::connect(&config.source.url, "plan").await?;
         let policies = policy::resolve(catalog::tables(&source).await?, &config.tenancy);
@@ -161,7 +175,16 @@ impl Supervisor {
                 return Err(no("null_tenant", &keyed.table.name.to_string(), "it has rows without a tenant", &next));
             }
         }
-        Ok((policies.keyed, tenant))
+        let names = policy::names(&policies.keyed);
+        let published = slot::published(&source, &config.source.publication, &names).await?;
+        let missing = names.iter().find(|name| !published.tables.iter().any(|(table, _)| table == *name));
+        match missing {
+            None => Ok((policies.keyed, published, tenant)),
+            Some(table) => {
+                let next = "`carveout prepare --apply` publishes it; then move again";
+                Err(no("check", &table.to_string(), "it is not in the publication", next))
+            }
+        }
     }
 
     /// Compares both sides at one position.
@@ -175,7 +198,7 @@ impl Supervisor {
 
     /// Forgets the move and drops what it created.
     pub async fn cancel(self: &Arc<Self>, tenant: &str) -> Result<TenantStatus, Refusal> {
-        let _one = self.commands.lock().await;
+        let one = self.commands.lock().await;
         let entry = self.find(tenant).ok_or_else(|| not_found(tenant))?;
         if entry.moving.record().phase == Phase::Cancelled {
             return self.tenant(tenant).ok_or_else(|| not_found(tenant));
@@ -188,6 +211,7 @@ impl Supervisor {
             }
         })?;
         self.spawn_driver(&entry);
+        drop(one);
         // A target that is away is waited for in the background.
         let mut phase = entry.moving.watch_phase();
         let ended = phase.wait_for(|(phase, fault)| *phase == Phase::Cancelled || *fault);
@@ -229,10 +253,6 @@ fn canonical(keyed: &[Keyed], tenant: &str) -> Result<TenantId, Refusal> {
         }
     }
     found.ok_or_else(|| no("check", "tenancy.key", "no table can be moved", "`carveout check` says why"))
-}
-
-fn columns(keyed: &Keyed) -> Vec<(String, i16)> {
-    keyed.table.stored().map(|column| (column.name.clone(), column.number)).collect()
 }
 
 /// In one schema two tables cannot have the same name.

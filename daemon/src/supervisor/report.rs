@@ -61,12 +61,13 @@ impl Supervisor {
 
 fn tenant_status(moving: &Moving, progress: &Progress) -> TenantStatus {
     let record = moving.record();
+    let known_applied = moving.spool().map_or(Lsn::ZERO, |link| link.known_applied);
     let spool = moving.spool().map(|link| link.state);
     let following = record.phase == Phase::Following;
     // A lane that has nothing to apply moves on with the stream.
     let applied_lsn = match &spool {
         Some(spool) if following && spool.caught_up() => progress.received,
-        Some(spool) => spool.applied(),
+        Some(spool) => spool.applied().max(known_applied),
         None => Lsn::ZERO,
     };
     let now = clock::unix_micros() + progress.server_clock_offset;
@@ -74,6 +75,7 @@ fn tenant_status(moving: &Moving, progress: &Progress) -> TenantStatus {
     let lag_seconds = lag.filter(|_| following);
     let mut blocked_by = vec!["cutover is not in this version".to_owned()];
     blocked_by.extend(record.fault.as_ref().map(|fault| fault.message.clone()));
+    blocked_by.extend(moving.meter.trouble().map(|trouble| format!("waiting: {trouble}")));
     TenantStatus {
         target: record.schema.clone().unwrap_or_else(|| record.database.clone()),
         phase: record.phase.shown(lag_seconds, moving.verifying.load(Ordering::Relaxed)).to_owned(),

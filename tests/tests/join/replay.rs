@@ -137,7 +137,7 @@ pub fn replay(
                 }
             }
             Frame::Segment { .. } => {}
-            Frame::Stop(fault) => bail!("an order to stop: {fault:?}"),
+            Frame::Stop { fault, .. } => bail!("an order to stop: {fault:?}"),
         }
     }
     tally.position_rule_wrong += u64::from(!position_rule_right);

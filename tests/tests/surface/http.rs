@@ -81,7 +81,6 @@ async fn nothing_is_changed_without_the_token() -> Result<()> {
 /// INTERFACE: every field of `/v1/status` with its type, before, while and after a move; what is not known is
 /// null, and `can_cutover` is false with a reason.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "not held yet: docs/limits.md, Known defects"]
 async fn the_status_has_every_field_of_the_interface() -> Result<()> {
     let desk = Desk::open().await?;
     let daemon = desk.work().await?;

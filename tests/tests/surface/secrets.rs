@@ -42,7 +42,6 @@ async fn desk(extra: &str) -> Result<Desk> {
 /// N04, N06, N09: a whole move over SCRAM-SHA-256 with passwords from files, at the noisiest log level, with
 /// faults on the way: neither the password nor a value of a row is in any artefact but the spool.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "not held yet: docs/limits.md, Known defects"]
 async fn a_move_over_scram_leaves_neither_password_nor_row_in_any_artefact() -> Result<()> {
     let desk = desk("log: {level: trace}\n").await?;
     let mut said = Vec::new();
@@ -164,4 +163,21 @@ async fn a_wrong_password_is_said_clearly_and_shown_nowhere() -> Result<()> {
     said.assert(3, &["shop_c4nary_not"])?;
     ensure!(!format!("{said:?}").contains("pw-c4nary"), "{said:#?}");
     Ok(())
+}
+
+/// N04: a password that is changed while the daemon runs is waited for, visibly; nothing stops for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_is_changed_for_a_time_stops_nothing_for_good() -> Result<()> {
+    let desk = desk("").await?;
+    let daemon = desk.work().await?;
+    desk.carve(&daemon, "1", "schema").await?;
+    desk.sql("ALTER ROLE postgres PASSWORD 'another'").await?;
+    desk.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'carveout%'").await?;
+    let fault = desk.unready(&daemon).await?;
+    ensure!(fault.to_string().contains("password authentication failed"), "{fault}");
+    desk.sql("INSERT INTO events VALUES (1, 'meanwhile')").await?;
+    desk.sql(&format!("ALTER ROLE postgres PASSWORD '{PASSWORD}'")).await?;
+    phase(&daemon, "1", &["streaming"]).await?;
+    desk.assert_equal(&daemon, "1", "schema").await?;
+    daemon.assert_no_errors(&[])
 }

@@ -86,10 +86,13 @@ fn statements<'a>(change: &Change<'a>) -> Result<Vec<Sql<'a>>> {
             let mut params: Vec<_> = places.iter().map(|place| bytes_of(&new[*place])).collect();
             let (found, mut more) = find(table, key, old.as_ref(), params.len())?;
             params.append(&mut more);
-            vec![(
-                format!("UPDATE {} SET {} WHERE {found}", qualified(&table.target), set_clause(table, &places)),
-                params,
-            )]
+            let target = qualified(&table.target);
+            // A row that keeps all its values still has to be there.
+            let sql = match places.is_empty() {
+                true => format!("SELECT FROM {target} WHERE {found}"),
+                false => format!("UPDATE {target} SET {} WHERE {found}", set_clause(table, &places)),
+            };
+            vec![(sql, params)]
         }
     })
 }
@@ -129,12 +132,8 @@ fn insert_sql(table: &Mapped) -> String {
     )
 }
 
-/// `"a" = $1::type, …`; a row that keeps all its values still has to be found.
+/// `"a" = $1::type, …`
 fn set_clause(table: &Mapped, places: &[usize]) -> String {
-    if places.is_empty() {
-        let first = ident(&table.columns[table.key.first().copied().unwrap_or(0)].name);
-        return format!("{first} = {first}");
-    }
     let pairs = places
         .iter()
         .enumerate()

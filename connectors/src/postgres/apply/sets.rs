@@ -66,24 +66,20 @@ async fn update(session: &mut Session<'_>, fold: &Folded<'_>) -> Result<()> {
         }
     }
     for (places, rows) in shapes {
-        // A row whose every other value is unchanged still has to be there.
-        let set = match places.as_slice() {
-            [] => table.key.iter().map(|p| format!("{0} = t.{0}", ident(&table.columns[*p].name))).collect::<Vec<_>>(),
-            some => {
-                some.iter().enumerate().map(|(n, p)| format!("{} = v.s{n}", ident(&table.columns[*p].name))).collect()
-            }
-        };
         let keys: Vec<String> = (0..table.key.len()).map(|n| format!("k{n}")).collect();
         let all: Vec<usize> = table.key.iter().chain(&places).copied().collect();
         let names: Vec<String> = keys.iter().cloned().chain((0..places.len()).map(|n| format!("s{n}"))).collect();
-        let sql = format!(
-            "UPDATE {} t SET {} FROM unnest({}) v({}) WHERE {}",
-            qualified(&table.target),
-            set.join(", "),
-            arrays(table, &all),
-            names.join(", "),
-            same_key(table, &keys)
-        );
+        let (target, rows_of) =
+            (qualified(&table.target), format!("unnest({}) v({})", arrays(table, &all), names.join(", ")));
+        let set: Vec<String> =
+            places.iter().enumerate().map(|(n, p)| format!("{} = v.s{n}", ident(&table.columns[*p].name))).collect();
+        // A row whose every other value is unchanged still has to be there.
+        let sql = match set.is_empty() {
+            true => format!("SELECT FROM {target} t, {rows_of} WHERE {}", same_key(table, &keys)),
+            false => {
+                format!("UPDATE {target} t SET {} FROM {rows_of} WHERE {}", set.join(", "), same_key(table, &keys))
+            }
+        };
         let from_key = (0..table.key.len())
             .map(|n| array(table.columns[table.key[n]].type_oid, rows.iter().map(|(key, _)| &key[n])));
         let from_row =

@@ -172,20 +172,19 @@ impl Targets {
     pub(super) fn update<'a>(&mut self, relation: u32, old: Option<Old<'a>>, new: Tuple<'a>) -> Result<Change<'a>> {
         let table = self.relation(relation)?;
         let mut new = table.row(new)?;
-        let (key, old) = match old {
-            None => (table.key_of(&new)?, None),
-            Some(Old::Key(old)) => (table.key_of(&table.row(old)?)?, None),
-            Some(Old::Full(old)) => {
-                let old = table.row(old)?;
-                // An unchanged value out of line is in the old row under FULL; the key may be one.
-                for place in &table.key {
-                    if new[*place] == Value::Unchanged {
-                        new[*place] = old[*place];
-                    }
-                }
-                (table.key_of(&old)?, Some(old))
-            }
+        let (identity, full) = match old {
+            None => (None, false),
+            Some(Old::Key(old)) => (Some(table.row(old)?), false),
+            Some(Old::Full(old)) => (Some(table.row(old)?), true),
         };
+        // A column of the key that is stored out of line and did not change is only in the old image.
+        for place in &table.key {
+            if let (Value::Unchanged, Some(old)) = (new[*place], &identity) {
+                new[*place] = old[*place];
+            }
+        }
+        let key = table.key_of(identity.as_ref().unwrap_or(&new))?;
+        let old = identity.filter(|_| full);
         Ok(Change { table, op: Op::Update { key, old, new } })
     }
 

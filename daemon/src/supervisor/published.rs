@@ -1,0 +1,74 @@
+//! Watches for what the stream does not say: a column that was dropped and added again looks the same in it,
+//! a table that left the publication for a moment was not in it. Such a move must be copied again; every other
+//! change of a table is noticed by its lane.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use connectors::postgres::{Client, Result, client, slot};
+use schemas::TableName;
+use schemas::record::{Fault, MoveRecord};
+
+use super::{Entry, Supervisor};
+
+/// How often the catalogs are looked at.
+const EVERY: Duration = Duration::from_secs(1);
+
+impl Supervisor {
+    /// Runs as long as the daemon.
+    pub(super) async fn watch_source(self: Arc<Self>) {
+        let mut connection = None;
+        let mut tick = tokio::time::interval(EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !*self.stop.borrow() {
+            tick.tick().await;
+            if let Err(error) = self.compare_published(&mut connection).await {
+                tracing::debug!(%error, "what is published could not be looked at");
+                connection = None;
+            }
+        }
+    }
+
+    async fn compare_published(&self, connection: &mut Option<Client>) -> Result<()> {
+        let entries: Vec<Entry> = self.lock().values().cloned().collect();
+        let watched: Vec<(Entry, MoveRecord)> = entries
+            .into_iter()
+            .map(|entry| (entry.clone(), entry.moving.record()))
+            .filter(|(_, record)| record.phase.has_lane() && record.fault.is_none())
+            .collect();
+        let mut tables: Vec<TableName> = watched.iter().flat_map(|(_, record)| record.tables.clone()).collect();
+        tables.sort_unstable();
+        tables.dedup();
+        if tables.is_empty() {
+            return Ok(());
+        }
+        let source = match connection {
+            Some(source) => source,
+            None => connection.insert(client::connect(&self.context.config.source.url, "watch").await?),
+        };
+        let now = slot::published(source, &self.context.config.source.publication, &tables).await?;
+        for (entry, record) in watched {
+            if let Some((object, cause)) = record.published.change(&now) {
+                self.stop_changed(&entry, &record, object, cause).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn stop_changed(&self, entry: &Entry, seen: &MoveRecord, object: String, cause: &str) {
+        let _one = self.commands.lock().await;
+        // Meanwhile it may have been planned again, from what is there now.
+        if entry.moving.record().published != seen.published {
+            return;
+        }
+        tracing::error!(id = %seen.id, object, cause, "the move stopped: changes may have passed it by");
+        let message = format!("{cause}: changes may not have been in the stream");
+        let next = "`carveout move` copies the tenant again (`carveout check` says what else is missing)";
+        if self.break_move(entry, Fault::new("source_changed", object, message, next))
+            && let Ok(Some(lane)) = self.context.pipeline.close(seen.id).await
+            && let Err(error) = lane.spool.remove()
+        {
+            tracing::warn!(%error, "a spool could not be removed");
+        }
+    }
+}
