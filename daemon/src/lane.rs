@@ -159,7 +159,7 @@ impl Lane {
                 End::Shared => backoff = FIRST_BACKOFF,
                 End::Fault(fault) => return LaneEnded::Fault(fault),
                 End::Broken(fault) => return LaneEnded::Broken(fault),
-                End::Failed(error) if error.is_transient() => {
+                End::Failed(error) if error.may_pass() => {
                     if self.plan.spool.applied() > before {
                         (backoff, failures) = (FIRST_BACKOFF, 0);
                     }
@@ -345,7 +345,7 @@ impl Lane {
                 Some(Stopped::Ordered { fault, after: 0 }) => return Err(End::Fault(fault)),
                 // What comes before the order to stop is still good.
                 Some(Stopped::Ordered { after, .. }) => limits.transactions = after,
-                None if error.is_transient() => return Err(End::Failed(error)),
+                None if error.may_pass() => return Err(End::Failed(error)),
                 None => match (mode, limits.transactions) {
                     (Mode::Sets, _) => mode = Mode::Rows,
                     (Mode::Rows, 1) => return Err(End::Failed(error)),

@@ -277,14 +277,14 @@ impl Router {
             pgoutput::encode_delete(relation, old, &mut delete);
             self.write(from, relation, &[&delete]);
         }
-        match whole_row(old, new) {
+        let Some(routed) = self.relations.get(&relation) else { return Err(unknown_relation(relation)) };
+        match whole_row(&routed.relation, old, new) {
             Some(row) => {
                 let mut insert = Vec::new();
                 pgoutput::encode_insert(relation, &row, &mut insert);
                 self.write(to, relation, &[&insert]);
             }
             None => {
-                let Some(routed) = self.relations.get(&relation) else { return Err(unknown_relation(relation)) };
                 let (table, fault) = (routed.name.clone(), incomplete(routed, new));
                 self.stop(to, &table, fault);
             }

@@ -42,8 +42,7 @@ pub async fn connect_with(url: &PgUrl, purpose: &str, settings: &str) -> Result<
     config.application_name(format!("carveout {purpose}"));
     config.options(format!("{} {PINNED} {LOCK_TIMEOUT} {settings}", url.options.as_deref().unwrap_or("")));
     // Zero means without end; nothing of ours waits so long for one attempt.
-    let timeout = url.connect_timeout.filter(|seconds| *seconds > 0);
-    config.connect_timeout(timeout.map_or(CONNECT_TIMEOUT, Duration::from_secs));
+    let timeout = url.connect_timeout.filter(|seconds| *seconds > 0).map_or(CONNECT_TIMEOUT, Duration::from_secs);
     config.tcp_user_timeout(DEAD_PEER_TIMEOUT).keepalives_idle(DEAD_PEER_TIMEOUT);
     config.user(url.user.as_deref().unwrap_or("postgres"));
     if let Some(dbname) = &url.dbname {
@@ -52,7 +51,10 @@ pub async fn connect_with(url: &PgUrl, purpose: &str, settings: &str) -> Result<
     if let Some(password) = &url.password {
         config.password(password.expose());
     }
-    let (client, connection) = config.connect(NoTls).await.doing(doing())?;
+    // The login counts too: a server may accept and then not answer.
+    let connected = tokio::time::timeout(timeout, config.connect(NoTls)).await;
+    let late = |_| Error::connection(doing(), format!("no answer within {} s", timeout.as_secs()));
+    let (client, connection) = connected.map_err(late)?.doing(doing())?;
     // The client notices by itself when its connection ends; the reason reaches the next query.
     let task = async move {
         if let Err(error) = connection.await {

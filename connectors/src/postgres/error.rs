@@ -97,6 +97,12 @@ impl Error {
         }
     }
 
+    /// The same for a connection that worked before: also a password or a role that is being changed, or a
+    /// server in trouble.
+    pub fn may_pass(&self) -> bool {
+        self.is_transient() || matches!(self.sqlstate(), Some("28P01" | "28000" | "XX000"))
+    }
+
     /// Whether a constraint of the target refused the rows (SQLSTATE class 23).
     pub fn is_constraint(&self) -> bool {
         self.sqlstate().is_some_and(|code| code.starts_with("23"))

@@ -45,10 +45,11 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
         let spooled = moving.spool().map_or(Lsn::ZERO, |link| link.state.sealed.borrow().end);
         context.pipeline.passed(spooled).await?;
         let held = joined_snapshot(context).await?;
+        // Not in the snapshot's transaction, which would keep every table locked against DDL from now on.
+        let asking = client::connect(&context.config.source.url, "copy").await?;
         let estimates = left.iter().map(|keyed| {
-            let filter = keyed.filter(&record.tenant);
-            let held = &held;
-            async move { estimate(&held.client, &keyed.table.name, &filter).await }
+            let (filter, asking) = (keyed.filter(&record.tenant), &asking);
+            async move { estimate(asking, &keyed.table.name, &filter).await }
         });
         let estimated: u64 = try_join_all(estimates).await?.into_iter().sum();
         moving.update(&context.store, |record| record.rows_total = done + estimated)?;

@@ -55,7 +55,7 @@ pub async fn drive(context: Arc<Context>, moving: Arc<Moving>) {
             Err(error) => error,
         };
         match error {
-            StepError::Postgres(error) if error.is_transient() => {
+            StepError::Postgres(error) if error.is_transient() || (before.has_lane() && error.may_pass()) => {
                 tracing::warn!(%error, phase = before.shown(None, false), "a step failed; trying again");
                 moving.meter.set_trouble(Some(error.to_string()));
                 let pause = tokio::time::sleep(backoff);

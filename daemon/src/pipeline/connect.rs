@@ -194,9 +194,7 @@ pub fn is_final(error: &Error) -> bool {
     match error.sqlstate() {
         // Slot gone or lost, publication gone, a type without a binary form.
         Some("55000" | "42704" | "42883" | "0A000") => true,
-        // A password or a role that is being changed, a server in trouble.
-        Some("28P01" | "28000" | "XX000") => false,
-        _ => !error.is_transient(),
+        _ => !error.may_pass(),
     }
 }
 
