@@ -209,8 +209,8 @@ impl Pipeline {
                 Err(error) => Ended::Lost(error),
             };
             if !self.router.restart() {
-                // The spools still hold what was to be acknowledged; the rest has to come again.
-                self.position = self.requested;
+                // The spools still hold what was shown or to be acknowledged; the rest has to come again.
+                self.position = self.requested.max(self.progress.borrow().received);
             }
             self.report_broken();
             match ended {
@@ -281,7 +281,8 @@ impl Pipeline {
         connect::same_system(&stream, &self.base, self.position)?;
         // The stream begins again at the confirmed position; what is held already is skipped.
         self.progress.send_modify(|progress| {
-            (progress.state, progress.fault, progress.owns_slot) = ("streaming", None, true);
+            (progress.state, progress.owns_slot) = ("streaming", true);
+            progress.fault = progress.fault.take().filter(|fault| fault.code == connect::DISK_FULL);
         });
         tracing::info!(slot = source.slot, from = %self.acknowledged, "streaming");
         let mut ack = tokio::time::interval(ACK_EVERY);
@@ -337,7 +338,11 @@ impl Pipeline {
         }
         connect::room(&self.config)?;
         let position = self.position;
-        self.progress.send_if_modified(|progress| std::mem::replace(&mut progress.received, position) != position);
+        self.progress.send_if_modified(|progress| {
+            let read = std::mem::replace(&mut progress.received, position) != position;
+            progress.fault = progress.fault.take().filter(|_| !read);
+            read
+        });
         if asked {
             // A server that shuts down waits for this position to be acknowledged.
             self.begin_round();
@@ -397,7 +402,8 @@ impl Pipeline {
             return;
         }
         self.router.flush();
-        if self.router.is_full() {
+        // A record that cannot be written would stop everything for good.
+        if self.router.is_full() || connect::room(&self.config).is_err() {
             return;
         }
         let (mut jobs, mut held, mut applied) = (Vec::new(), Vec::new(), Vec::new());

@@ -446,3 +446,97 @@ async fn a_source_that_was_set_back_is_refused() -> Result<()> {
     ensure!(status.code() == Some(1) && stage.daemon.log()?.matches("restored from a backup").count() >= 2, "{status}");
     Ok(())
 }
+
+/// A file system of its own, until dropped.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mount(path: std::path::PathBuf, size: &str) -> Result<SmallDisk> {
+        std::fs::create_dir_all(&path)?;
+        let options = format!("size={size}");
+        let done =
+            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(&path).status()?;
+        ensure!(done.success(), "a small file system needs root and the right to mount one: {done}");
+        Ok(SmallDisk(path))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Nothing can be done about a failure here; the folder's removal will tell.
+        std::process::Command::new("umount").arg("-l").arg(&self.0).status().ok();
+    }
+}
+
+/// T03: a state directory without room costs nobody a copy. Nothing more is read, visibly, while the source keeps
+/// its log; with room, it goes on by itself. Once the spools fill the disk, once somebody else does, to the last byte.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "campaign: needs root and the right to mount a small file system"]
+async fn a_full_disk_stops_the_reading_and_costs_nobody_a_copy() -> Result<()> {
+    let mut stage = stage("", ClusterOptions::default()).await?;
+    ensure!(stage.daemon.terminate().await?.success());
+    let state = stage.scene.path().join("carveout-state");
+    let away = stage.scene.path().join("away");
+    std::fs::rename(&state, &away)?;
+    let disk = SmallDisk::mount(state.clone(), "160m")?;
+    let moved = std::process::Command::new("cp").arg("-a").arg(away.join(".")).arg(&state).status()?;
+    ensure!(moved.success(), "{moved}");
+    let config = stage.daemon.config.clone();
+    stage.daemon = Daemon::start(&config).await?;
+    let source = stage.scene.source_client().await?;
+    let full = async |stage: &Stage| {
+        until("a disk that is said to be full", SOON, async || {
+            let status = stage.daemon.status().await?;
+            ensure!(status["source"]["fault"]["code"] == "disk_full", "{}", status["source"]);
+            let ready = stage.daemon.get("/readyz").await?;
+            ensure!(ready.status == 503, "{ready:?}");
+            Ok(())
+        })
+        .await
+    };
+    stage.target.refuse(true);
+    stage.target.cut();
+    for n in 0..8 {
+        source.batch_execute(&format!("UPDATE pgbench_accounts SET abalance = {n} WHERE bid = 11")).await?;
+    }
+    full(&stage).await?;
+    ensure!(stage.daemon.tenant("11").await?["fault"].is_null(), "it costs a copy");
+    stage.target.refuse(false);
+    stage.all_equal().await?;
+    let filler = state.join("filler");
+    stage.target.refuse(true);
+    stage.target.cut();
+    for round in 0..3 {
+        let writer = stage.scene.source_client().await?;
+        let write = tokio::spawn(async move {
+            for n in 0..2 {
+                writer.batch_execute(&format!("UPDATE pgbench_accounts SET abalance = {n} WHERE bid = 11")).await?;
+            }
+            anyhow::Ok(())
+        });
+        // In the middle of it, or nearly: random on purpose.
+        tokio::time::sleep(Duration::from_millis(rng("full disk").random_range(0..1500))).await;
+        let filled = std::process::Command::new("dd")
+            .args(["if=/dev/zero", "bs=1M", "count=1000"])
+            .arg(format!("of={}", filler.display()))
+            .output()?;
+        ensure!(!filled.status.success(), "the disk is too large to be filled");
+        write.await??;
+        full(&stage).await.with_context(|| format!("round {round}"))?;
+        if round == 1 {
+            stage.daemon.kill()?;
+            std::fs::remove_file(&filler)?;
+            stage.daemon = Daemon::start(&config).await?;
+        } else {
+            std::fs::remove_file(&filler)?;
+        }
+        stage.target.refuse(false);
+        stage.all_equal().await.with_context(|| format!("round {round}"))?;
+        stage.target.refuse(true);
+        stage.target.cut();
+    }
+    stage.daemon.assert_no_errors(&[])?;
+    stage.daemon.kill()?;
+    drop(disk);
+    Ok(())
+}

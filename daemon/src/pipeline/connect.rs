@@ -201,6 +201,10 @@ pub fn is_final(error: &Error) -> bool {
 /// Left free in the file system of `state_dir`: the records need room when a spool takes no more.
 const KEPT_FREE_BYTES: u64 = 64 << 20;
 
+const MAKE_ROOM: &str = "find room for what is read";
+/// The code of a fault that stands until something more was read.
+pub const DISK_FULL: &str = "disk_full";
+
 /// Nothing more is read from the source when there is no room to keep it: the source keeps it then.
 pub fn room(config: &Config) -> Result<()> {
     match fs2::available_space(&config.state_dir) {
@@ -214,7 +218,7 @@ pub fn room(config: &Config) -> Result<()> {
 pub fn no_room(config: &Config) -> Error {
     let (dir, least) = (config.state_dir.display(), KEPT_FREE_BYTES >> 20);
     let why = format!("state_dir {dir} has less than {least} MiB free; the source keeps its log meanwhile");
-    Error::connection("read the stream", why)
+    Error::connection(MAKE_ROOM, why)
 }
 
 /// What the pipeline waits for, where a person can do something about it.
@@ -225,8 +229,8 @@ pub fn waits_for(config: &Config, error: &Error) -> Option<Fault> {
             "source.url".to_owned(),
             "correct the role or its password, in the database or here (and start the daemon again)",
         ),
-        None if room(config).is_err() => {
-            ("disk_full", config.state_dir.display().to_string(), "make room; reading goes on by itself")
+        None if error.doing == MAKE_ROOM => {
+            (DISK_FULL, config.state_dir.display().to_string(), "make room; reading goes on by itself")
         }
         _ => return None,
     };
