@@ -75,6 +75,9 @@ pub struct TenantStatus {
     pub blocked_by: Vec<String>,
     /// What stopped the move, when something did.
     pub fault: Option<Fault>,
+    /// What failed and is being tried again; null when nothing is.
+    #[serde(default)]
+    pub waiting_for: Option<String>,
     /// The position of the last clean `verify`.
     pub verified_at_lsn: Option<Lsn>,
     /// Raised by each flip; null until there has been a cutover.

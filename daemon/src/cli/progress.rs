@@ -116,6 +116,7 @@ mod tests {
             can_cutover: false,
             blocked_by: Vec::new(),
             fault: None,
+            waiting_for: None,
             verified_at_lsn: None,
             route_epoch: None,
         };

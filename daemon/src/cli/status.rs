@@ -88,6 +88,9 @@ fn everything(status: &Status) -> String {
         if let Some(fault) = &tenant.fault {
             text += &format!("\n{}\n", describe(&plain(&tenant.tenant.0), fault));
         }
+        if let Some(waiting) = &tenant.waiting_for {
+            text += &format!("\n{}: waiting: {}\n", plain(&tenant.tenant.0), plain(waiting));
+        }
     }
     text
 }
@@ -144,6 +147,7 @@ pub fn one(tenant: &TenantStatus) -> String {
         ("verified", tenant.verified_at_lsn.map_or("never".to_owned(), |lsn| format!("equal at {lsn}"))),
         ("cutover", cutover),
     ];
+    lines.extend(tenant.waiting_for.clone().map(|waiting| ("waiting", waiting)));
     lines.extend(tenant.route_epoch.map(|epoch| ("route", format!("epoch {epoch}"))));
     let mut text: String = lines.iter().map(|(name, value)| format!("{name:<10}{}\n", plain(value))).collect();
     if let Some(fault) = &tenant.fault {

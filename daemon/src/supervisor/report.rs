@@ -75,7 +75,8 @@ fn tenant_status(moving: &Moving, progress: &Progress) -> TenantStatus {
     let lag_seconds = lag.filter(|_| following);
     let mut blocked_by = vec!["cutover is not in this version".to_owned()];
     blocked_by.extend(record.fault.as_ref().map(|fault| fault.message.clone()));
-    blocked_by.extend(moving.meter.trouble().map(|trouble| format!("waiting: {trouble}")));
+    let waiting_for = moving.meter.trouble();
+    blocked_by.extend(waiting_for.clone());
     TenantStatus {
         target: record.schema.clone().unwrap_or_else(|| record.database.clone()),
         phase: record.phase.shown(lag_seconds, moving.verifying.load(Ordering::Relaxed)).to_owned(),
@@ -92,6 +93,7 @@ fn tenant_status(moving: &Moving, progress: &Progress) -> TenantStatus {
         can_cutover: false,
         blocked_by,
         fault: record.fault,
+        waiting_for,
         verified_at_lsn: record.verified_at,
         route_epoch: None,
         tenant: record.tenant,
