@@ -95,6 +95,7 @@ impl Supervisor {
         if let Some(keyed) = keyed.first() {
             config.canonical_overrides(keyed.key_type).map_err(|error| Startup::Refused(error.to_string()))?;
         }
+        same_keys(&records, &keyed)?;
         let (router, links) = open_lanes(&config, &records, &keyed, &ack)?;
         let (stop, stopped) = watch::channel(false);
         let (broken_in, broken) = mpsc::unbounded_channel();
@@ -255,6 +256,23 @@ fn quarantine(store: &Store, records: &mut [MoveRecord], ack: &AckRecord) -> Res
 async fn keyed_tables(config: &Config) -> anyhow::Result<Vec<Keyed>> {
     let source = client::connect(&config.source.url, "start").await?;
     Ok(policy::resolve(catalog::tables(&source).await?, &config.tenancy).keyed)
+}
+
+/// A move goes on by the key columns it was planned with, or not at all: its rows are in the target by those.
+fn same_keys(records: &[MoveRecord], keyed: &[Keyed]) -> Result<(), Startup> {
+    for record in records.iter().filter(|record| record.phase.has_lane()) {
+        for (table, planned) in record.tables.iter().zip(&record.keys) {
+            let now = keyed.iter().find(|keyed| &keyed.table.name == table).map(|keyed| &keyed.key);
+            if let Some(now) = now.filter(|now| *now != planned) {
+                return Err(Startup::Refused(format!(
+                    "{table}: the configuration's tenant key is \"{now}\", but tenant \"{}\" ({}) moves by \"{planned}\". \
+                     Put tenancy.key back; to change it, start with the old one, cancel the move, then change it and move again",
+                    record.tenant, record.id
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Opens the spools of the moves that had a lane, before anything is read.

@@ -93,6 +93,8 @@ pub struct MoveRecord {
     pub fault: Option<Fault>,
     /// The tables that move, fixed when the move was planned.
     pub tables: Vec<TableName>,
+    /// Per table: the column with the tenant's key. Routed by another one, rows would come and go wrongly.
+    pub keys: Vec<String>,
     /// What the source published of them then.
     pub published: Published,
     /// This move makes, or has made, the database: `cancel` may drop it.

@@ -183,3 +183,8 @@ fn column_obstacle(column: &Column) -> Option<String> {
 pub fn names(keyed: &[Keyed]) -> Vec<TableName> {
     keyed.iter().map(|keyed| keyed.table.name.clone()).collect()
 }
+
+/// The columns with the tenant's key, in the order of [`names`].
+pub fn keys(keyed: &[Keyed]) -> Vec<String> {
+    keyed.iter().map(|keyed| keyed.key.clone()).collect()
+}

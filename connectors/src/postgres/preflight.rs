@@ -149,7 +149,7 @@ async fn tables(client: &Client, keyed: &[Keyed]) -> Result<Vec<Finding>> {
         for (place, what) in [(2, "foreign keys"), (3, "triggers"), (4, "exclusion constraints")] {
             let count: i64 = row.get(place);
             if count > 0 {
-                let cause = format!("its {count} {what} are not made in the target by this version");
+                let cause = format!("its {what} ({count}) are not made in the target by this version");
                 findings.push(Finding::new(Severity::Note, &name, cause, ""));
             }
         }

@@ -75,7 +75,8 @@ impl Supervisor {
             record.fault = None;
             if let Ok(phase) = record.phase.after(Event::CopyAgain) {
                 (record.phase, record.copy_again, record.verified_at) = (phase, true, None);
-                (record.tables, record.published) = (policy::names(tables), published);
+                (record.tables, record.keys) = (policy::names(tables), policy::keys(tables));
+                record.published = published;
             }
         })?;
         self.spawn_driver(entry);
@@ -130,6 +131,7 @@ impl Supervisor {
             phase: Phase::Planned,
             fault: None,
             tables: policy::names(tables),
+            keys: policy::keys(tables),
             published,
             made_database: false,
             copy_again: false,

@@ -414,3 +414,27 @@ async fn a_daemon_that_waits_for_the_slot_leaves_the_targets_alone() -> Result<(
     })
     .await
 }
+
+/// Invariant 2: a tenant key that was edited between two runs does not route another tenant's rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_tenant_key_is_refused_while_moves_are_under_way() -> Result<()> {
+    let desk = Desk::open().await?;
+    desk.sql(
+        "ALTER TABLE orders ADD COLUMN other integer DEFAULT 1; ALTER TABLE events ADD COLUMN other integer DEFAULT 1",
+    )
+    .await?;
+    let mut daemon = moving(&desk).await?;
+    ensure!(daemon.terminate().await?.success());
+    let text = std::fs::read_to_string(&desk.config)?;
+    std::fs::write(&desk.config, text.replace("key: \"bid\"", "key: \"other\""))?;
+    desk.sql("ALTER TABLE orders REPLICA IDENTITY FULL; INSERT INTO events VALUES (2, 'not tenant 1', 1)").await?;
+    let (status, log) = desk.refused(&desk.config).await?;
+    ensure!(
+        status.code() == Some(1) && log.contains("tenant key is \\\"other\\\"")
+            || log.contains("tenant key is \"other\""),
+        "{status} {log}"
+    );
+    std::fs::write(&desk.config, text)?;
+    daemon = Daemon::start(&desk.config).await?;
+    desk.assert_equal(&daemon, "1", "schema").await
+}
