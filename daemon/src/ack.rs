@@ -115,6 +115,10 @@ pub struct AckError(String);
 /// How long the source may take to answer a poll.
 const POLL_PATIENCE: Duration = Duration::from_secs(3);
 
+/// With more delivered transactions than this that no snapshot was seen to show, nothing more is acknowledged
+/// until the source can be asked again.
+const MOST_UNSEEN: usize = 100_000;
+
 impl Acknowledger {
     /// For a slot of the source behind `url`.
     pub fn new(url: PgUrl, slot: String, store: Store, unseen: SharedUnseen) -> Self {
@@ -141,10 +145,15 @@ impl Acknowledger {
                 None
             }
         };
+        let unpolled = polled.is_none();
         let (unseen, fresh_xid) = {
             let unseen = self.unseen.lock().unwrap_or_else(PoisonError::into_inner);
             (unseen.xids.clone(), unseen.fresh_xid)
         };
+        // A list that only grows, because the source answers no questions, must not grow for ever.
+        if let Some(last) = self.last.as_ref().filter(|_| unpolled && unseen.len() > MOST_UNSEEN) {
+            return Ok(Done { position: last.position, polled });
+        }
         let record = AckRecord { position, unseen, fresh_xid, held, applied, quarantined, ..base };
         if self.last.as_ref() != Some(&record) {
             let (store, written) = (self.store.clone(), record.clone());

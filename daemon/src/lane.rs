@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use crate::pipeline::Progress;
 use crate::spool::{SpoolReader, SpoolState};
 use crate::stop;
-use group::{Group, Limits, Stopped};
+use group::{Group, Limits, Skipped, Stopped};
 
 /// The pause before a failed connection is tried again, doubled up to the longest.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -49,8 +49,6 @@ pub struct LanePlan {
     pub prev_end: Lsn,
     /// The acknowledge record says that this was held: a transaction end.
     pub must_hold: Lsn,
-    /// The acknowledge record says that the target held this.
-    pub known_applied: Lsn,
     /// Most rows in a group.
     pub batch_rows: usize,
 }
@@ -212,7 +210,17 @@ impl Lane {
         let mut reader = SpoolReader::open(&self.plan.spool_dir).map_err(|error| self.spool_broken(&error))?;
         let mut group = Group::new(&self.plan.copied, Arc::clone(&self.plan.spool));
         let mut sealed = self.plan.spool.sealed.subscribe();
-        self.skip_applied(&mut reader, &mut group, lsn)?;
+        if !self.skip_applied(&mut reader, &mut group, lsn)? {
+            // The end of the spool was lost with the machine; it comes again.
+            if !self.received(lsn).await? {
+                return Ok(End::Stopped);
+            }
+            reader = SpoolReader::open(&self.plan.spool_dir).map_err(|error| self.spool_broken(&error))?;
+            group = Group::new(&self.plan.copied, Arc::clone(&self.plan.spool));
+            if !self.skip_applied(&mut reader, &mut group, lsn)? {
+                return Err(self.not_an_end(lsn));
+            }
+        }
         loop {
             let now = *sealed.borrow_and_update();
             if !self.held && reader.place_before(&now) {
@@ -271,9 +279,9 @@ impl Lane {
                 self.plan.prev_end,
                 "the target's checkpoint is older than the spool: was it restored from a backup?",
             ))
-        } else if target < self.plan.known_applied {
+        } else if target < self.plan.spool.known_applied() {
             Some((
-                self.plan.known_applied,
+                self.plan.spool.known_applied(),
                 "the target held more before than its checkpoint says now: was it restored from a backup, or the checkpoint changed?",
             ))
         } else if target.max(spooled) < self.plan.must_hold {
@@ -300,19 +308,44 @@ impl Lane {
         ))
     }
 
-    /// Passes over what the target holds, learning the relations on the way.
-    fn skip_applied(&self, reader: &mut SpoolReader, group: &mut Group, lsn: Lsn) -> std::result::Result<(), End> {
+    /// Passes over what the target holds, learning the relations on the way; false when the spool ends before that.
+    fn skip_applied(&self, reader: &mut SpoolReader, group: &mut Group, lsn: Lsn) -> std::result::Result<bool, End> {
         let sealed = *self.plan.spool.sealed.borrow();
-        let stands = group.skip(reader, &sealed, self.plan.prev_end, lsn).map_err(|error| self.spool_broken(&error))?;
-        if !stands {
-            let message = format!(
-                "the target's checkpoint {lsn} is not the end of any transaction in its spool: was it changed?"
-            );
-            let next = "`carveout move` copies the tenant again";
-            return Err(End::Broken(Fault::new("gap", self.plan.sink.id.to_string(), message, next)));
+        let found = group.skip(reader, &sealed, lsn).map_err(|error| self.spool_broken(&error))?;
+        match found {
+            Skipped::Past => return Err(self.not_an_end(lsn)),
+            Skipped::Short => return Ok(false),
+            Skipped::Found => self.plan.spool.set_applied(lsn, reader.place()),
         }
-        self.plan.spool.set_applied(lsn, reader.place());
-        Ok(())
+        Ok(true)
+    }
+
+    /// Waits until the stream has passed `lsn`; false when told to stop. What the source's log does not reach
+    /// was never received.
+    async fn received(&self, lsn: Lsn) -> std::result::Result<bool, End> {
+        let mut progress = self.progress.clone();
+        // The log's end is known once the source was asked for it.
+        let known = progress.wait_for(|progress| {
+            progress.received >= lsn || (progress.retained_bytes.is_some() && progress.wal_end < lsn)
+        });
+        tokio::select! {
+            known = known => {
+                let received = known.map_err(|_| End::Stopped)?.received;
+                if received < lsn {
+                    return Err(self.not_an_end(lsn));
+                }
+                Ok(true)
+            }
+            () = stop::told(&self.stop) => Ok(false),
+        }
+    }
+
+    fn not_an_end(&self, lsn: Lsn) -> End {
+        let message = format!(
+            "the target's checkpoint {lsn} is not the end of any transaction that was received: was it changed?"
+        );
+        let next = "`carveout move` copies the tenant again";
+        End::Broken(Fault::new("gap", self.plan.sink.id.to_string(), message, next))
     }
 
     /// Applies the next group, of at most `transactions`; returns what the target holds then.

@@ -110,8 +110,6 @@ pub struct SpoolLink {
     pub prev_end: Lsn,
     /// The acknowledge record says that spool and target reached this; zero for a new spool.
     pub must_hold: Lsn,
-    /// The acknowledge record says that the target reached this; zero for a new spool.
-    pub known_applied: Lsn,
 }
 
 /// A move while the daemon runs.

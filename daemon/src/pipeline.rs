@@ -47,6 +47,8 @@ pub struct Progress {
     pub acknowledged: Lsn,
     /// The end of the source's log as last heard.
     pub wal_end: Lsn,
+    /// The source's log went beyond `received` then (Unix time, microseconds), and that has not been received yet.
+    pub behind_since: Option<i64>,
     /// Log that the slot keeps on the source.
     pub retained_bytes: Option<u64>,
     /// The server's clock minus ours, microseconds since 2000-01-01 against the Unix epoch's.
@@ -125,6 +127,8 @@ pub struct Pipeline {
     broken: mpsc::UnboundedSender<Broken>,
     unseen: SharedUnseen,
     position: Lsn,
+    /// The log's end when `Progress::behind_since` was set.
+    ahead: Lsn,
     /// The last position that was handed to the acknowledger.
     requested: Lsn,
     xid: u32,
@@ -158,6 +162,7 @@ pub fn spawn(
         retained_bytes: None,
         server_clock_offset: 0,
         owns_slot: false,
+        behind_since: None,
         fault: None,
     });
     let handle = PipelineHandle { commands: commands_in, progress: progress.subscribe(), unseen: unseen.clone() };
@@ -181,6 +186,7 @@ pub fn spawn(
         unseen,
         position: acknowledged,
         requested: acknowledged,
+        ahead: acknowledged,
         xid: 0,
         acknowledged,
         rounds,
@@ -275,8 +281,9 @@ impl Pipeline {
             return Err(error);
         }
         let source = self.config.source.clone();
+        let wal_end = connect::compare(&self.config, &self.base, self.acknowledged).await?;
+        self.look_ahead(wal_end);
         connect::room(&self.config)?;
-        connect::compare(&self.config, &self.base, self.acknowledged).await?;
         let mut stream = Stream::open(&source.url, &source.slot, &source.publication, Lsn::ZERO).await?;
         connect::same_system(&stream, &self.base, self.position)?;
         // The stream begins again at the confirmed position; what is held already is skipped.
@@ -341,6 +348,7 @@ impl Pipeline {
         self.progress.send_if_modified(|progress| {
             let read = std::mem::replace(&mut progress.received, position) != position;
             progress.fault = progress.fault.take().filter(|_| !read);
+            progress.behind_since = progress.behind_since.filter(|_| position < self.ahead);
             read
         });
         if asked {
@@ -412,7 +420,7 @@ impl Pipeline {
                 held.push((lane.id, lane.spool.end()));
                 jobs.extend(lane.spool.sync_job());
             }
-            applied.push((lane.id, lane.spool.state().applied()));
+            applied.push((lane.id, lane.spool.state().known_applied()));
         }
         let quarantined = self.router.quarantined();
         let round = Round { position: self.position, base: self.base.clone(), jobs, held, applied, quarantined };
@@ -433,16 +441,27 @@ impl Pipeline {
                 let acknowledged = self.acknowledged;
                 self.progress.send_modify(|progress| {
                     progress.acknowledged = acknowledged;
-                    if let Some(polled) = polled {
-                        progress.wal_end = progress.wal_end.max(polled.wal_end);
-                        progress.retained_bytes = Some(polled.retained_bytes);
-                    }
+                    progress.retained_bytes = polled.map(|polled| polled.retained_bytes).or(progress.retained_bytes);
                 });
+                if let Some(polled) = polled {
+                    self.look_ahead(polled.wal_end);
+                }
             }
             // What could not be synced may be lost: it must come from the source again.
             Err(error) => return Err(Error::state("acknowledge", error)),
         }
         Ok(())
+    }
+
+    /// The source says where its log ends: what lies between that and what was received counts as lag from now.
+    fn look_ahead(&mut self, wal_end: Lsn) {
+        let (position, ahead) = (self.position, &mut self.ahead);
+        self.progress.send_modify(|progress| {
+            progress.wal_end = progress.wal_end.max(wal_end);
+            if progress.behind_since.is_none() && wal_end > position {
+                (progress.behind_since, *ahead) = (Some(crate::clock::unix_micros()), wal_end);
+            }
+        });
     }
 
     async fn send_status(&mut self, stream: &mut Stream, reply: bool) -> Result<()> {

@@ -35,13 +35,15 @@ pub struct LaneEnd {
     /// The writing end of its spool.
     pub spool: SpoolWriter,
     touched: bool,
+    /// It was told to stop in the current transaction.
+    told: bool,
 }
 
 impl LaneEnd {
     /// A lane whose spool is open.
     pub fn new(id: MoveId, tenant: TenantId, published: &Published, spool: SpoolWriter) -> Self {
         let tables = published.tables.iter().map(|(name, table)| (table.oid, name.clone())).collect();
-        LaneEnd { id, tenant, tables, spool, touched: false }
+        LaneEnd { id, tenant, tables, spool, touched: false, told: false }
     }
 
     /// Whether the relation is a table of the move; `None` when it is one by number or by name only.
@@ -74,6 +76,8 @@ struct Routed {
     lanes: HashMap<Vec<u8>, MoveId>,
     /// Every lane that has the table.
     members: Vec<MoveId>,
+    /// Lanes that have it and that its rows cannot be routed to, with the reason: a change stops them.
+    faulty: Vec<(MoveId, Fault)>,
     relation: Relation,
 }
 
@@ -178,7 +182,7 @@ impl Router {
         self.relations.clear();
         let mut kept = !std::mem::take(&mut self.full);
         self.each_lane(|lane| {
-            lane.touched = false;
+            (lane.touched, lane.told) = (false, false);
             kept &= lane.spool.cut()?;
             Ok(())
         });
@@ -195,7 +199,7 @@ impl Router {
         self.transaction = None;
         let mut touched = false;
         for lane in self.lanes.values_mut().filter(|lane| lane.touched) {
-            lane.touched = false;
+            (lane.touched, lane.told) = (false, false);
             touched = true;
             lane.spool.commit(end);
         }
@@ -234,14 +238,19 @@ impl Router {
             // A copy: the message's bytes share a read buffer, which is not to be kept.
             M::Relation(relation) => self.learn(Bytes::copy_from_slice(raw), relation),
             M::Insert { relation, new } => {
+                self.stop_faulty(relation);
                 let tenant = self.lane_of(relation, new)?;
                 self.write(tenant, relation, &[raw]);
             }
             M::Delete { relation, old } => {
+                self.stop_faulty(relation);
                 let tenant = self.lane_of(relation, tuple_of(old))?;
                 self.write(tenant, relation, &[raw]);
             }
-            M::Update { relation, old, new } => self.update(raw, relation, old, new)?,
+            M::Update { relation, old, new } => {
+                self.stop_faulty(relation);
+                self.update(raw, relation, old, new)?;
+            }
             M::Truncate { relations, .. } => relations.into_iter().for_each(|relation| self.truncate(relation)),
             M::Begin { .. } | M::Commit { .. } | M::Origin { .. } | M::Type { .. } | M::Logical { .. } => {}
         }
@@ -286,7 +295,7 @@ impl Router {
             }
             None => {
                 let (table, fault) = (routed.name.clone(), incomplete(routed, new));
-                self.stop(to, &table, fault);
+                self.stop(to, Some(&table), fault);
             }
         }
         if from == Owner::Null || to == Owner::Null {
@@ -297,6 +306,7 @@ impl Router {
 
     /// TRUNCATE names no tenant: it empties every one.
     fn truncate(&mut self, relation: u32) {
+        self.stop_faulty(relation);
         let Some(routed) = self.relations.get(&relation) else { return };
         let fault = Fault::new(
             "truncate",
@@ -306,7 +316,7 @@ impl Router {
         );
         let (members, table) = (routed.members.clone(), routed.name.clone());
         for id in members {
-            self.stop(Owner::Lane(id), &table, fault.clone());
+            self.stop(Owner::Lane(id), Some(&table), fault.clone());
         }
     }
 
@@ -325,6 +335,7 @@ impl Router {
             null_tenant: NullTenant::Stop,
             lanes: HashMap::new(),
             members: Vec::new(),
+            faulty: Vec::new(),
             relation,
         };
         let id = routed.relation.id;
@@ -365,21 +376,32 @@ impl Router {
                 _ => unroutable.push(lane.id),
             }
         }
-        let name = routed.name.clone();
-        for (lanes, cause, next) in [
-            (
-                unroutable,
-                "its tenant key is gone, has another type, or left the replica identity",
-                "`carveout cancel` the move, mend the configuration, then `carveout move`",
-            ),
-            (
-                replaced,
-                "a table of the move was renamed, or another table has its name",
-                "`carveout cancel` the move, name the tables as they are to be, then `carveout move`",
-            ),
-        ] {
-            for id in lanes {
-                self.stop(Owner::Lane(id), &name, Fault::new("schema_changed", name.to_string(), cause, next));
+        let name = routed.name.to_string();
+        let faults = |lanes: Vec<MoveId>, cause: &'static str, next: &'static str| {
+            let name = name.clone();
+            lanes.into_iter().map(move |id| (id, Fault::new("schema_changed", name.clone(), cause, next)))
+        };
+        routed.faulty = faults(
+            unroutable,
+            "its tenant key is gone, has another type, or left the replica identity",
+            "`carveout cancel` the move, mend the configuration, then `carveout move`",
+        )
+        .chain(faults(
+            replaced,
+            "a table of the move was renamed, or another table has its name",
+            "`carveout cancel` the move, name the tables as they are to be, then `carveout move`",
+        ))
+        .collect();
+    }
+
+    /// A change of the relation may be one of a lane that cannot be told its rows: that lane stops, whatever
+    /// its copy holds.
+    fn stop_faulty(&mut self, relation: u32) {
+        let Some(routed) = self.relations.get(&relation).filter(|routed| !routed.faulty.is_empty()) else { return };
+        for (id, fault) in routed.faulty.clone() {
+            let told = self.lanes.get_mut(&id).is_none_or(|lane| std::mem::replace(&mut lane.told, true));
+            if !told {
+                self.stop(Owner::Lane(id), None, fault);
             }
         }
     }
@@ -416,7 +438,7 @@ impl Router {
                 );
                 let (members, table) = (routed.members.clone(), routed.name.clone());
                 for id in members {
-                    self.stop(Owner::Lane(id), &table, fault.clone());
+                    self.stop(Owner::Lane(id), Some(&table), fault.clone());
                 }
             }
             Owner::Lane(id) => {
@@ -434,7 +456,7 @@ impl Router {
         }
     }
 
-    fn stop(&mut self, owner: Owner, table: &TableName, fault: Fault) {
+    fn stop(&mut self, owner: Owner, table: Option<&TableName>, fault: Fault) {
         let (Owner::Lane(id), Some(transaction)) = (owner, self.transaction) else { return };
         let Some(lane) = self.lanes.get_mut(&id) else { return };
         let written =

@@ -47,6 +47,8 @@ pub struct SpoolState {
     consumed: AtomicU64,
     /// End of the last transaction that the lane's target holds.
     applied: AtomicU64,
+    /// What the target held once, as the last acknowledge record says.
+    known_applied: AtomicU64,
     /// Commit time of the first transaction that the target does not hold.
     oldest: AtomicI64,
 }
@@ -58,6 +60,7 @@ impl SpoolState {
             written: AtomicU64::new(written),
             consumed: AtomicU64::new(0),
             applied: AtomicU64::new(0),
+            known_applied: AtomicU64::new(0),
             oldest: AtomicI64::new(0),
         }
     }
@@ -70,6 +73,16 @@ impl SpoolState {
     /// End of the last transaction that the target holds; zero when none.
     pub fn applied(&self) -> Lsn {
         Lsn(self.applied.load(Ordering::Acquire))
+    }
+
+    /// The most that the target was ever seen to hold; it must not hold less.
+    pub fn known_applied(&self) -> Lsn {
+        Lsn(self.known_applied.load(Ordering::Acquire)).max(self.applied())
+    }
+
+    /// The acknowledge record says that the target held this.
+    pub fn set_known_applied(&self, lsn: Lsn) {
+        self.known_applied.store(lsn.0, Ordering::Release);
     }
 
     /// Whether the target holds every sealed transaction.

@@ -7,12 +7,13 @@ use std::fs;
 use std::path::Path;
 
 use schemas::MoveId;
-use schemas::record::{self, AckRecord, BadRecord, MoveRecord};
+use schemas::record::{self, AckRecord, BadRecord, KnownTables, MoveRecord};
 
 const FORMAT: &str = "format";
 const IDENTITY: &str = "identity";
 const ACK: &str = "ack";
 const MOVE: &str = "move/";
+const KNOWN_TABLES: &str = "known_tables";
 const NEXT_MOVE: &str = "next_move";
 /// Beside the database: says that there has been one.
 const MARK: &str = "carveout-state";
@@ -131,6 +132,16 @@ impl Store {
     /// Makes a move's record durable.
     pub fn put_move(&self, record: &MoveRecord) -> Result<(), StoreError> {
         self.put(&format!("{MOVE}{}", record.id), record)
+    }
+
+    /// Since when the published tables are known.
+    pub fn known_tables(&self) -> Result<KnownTables, StoreError> {
+        Ok(self.get(KNOWN_TABLES)?.unwrap_or_default())
+    }
+
+    /// Makes that durable.
+    pub fn put_known_tables(&self, known: &KnownTables) -> Result<(), StoreError> {
+        self.put(KNOWN_TABLES, known)
     }
 
     /// A number that no move has had.

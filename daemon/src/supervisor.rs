@@ -292,7 +292,8 @@ fn open_lanes(
             |list: &[(MoveId, Lsn)]| list.iter().find(|(id, _)| *id == record.id).map_or(Lsn::ZERO, |(_, lsn)| *lsn);
         let (must_hold, known_applied) = (of_lane(&ack.held), of_lane(&ack.applied));
         let (spool, prev_end) = SpoolWriter::open_holding(&dir, must_hold.max(known_applied))?;
-        links.insert(record.id, SpoolLink { state: Arc::clone(spool.state()), prev_end, must_hold, known_applied });
+        links.insert(record.id, SpoolLink { state: Arc::clone(spool.state()), prev_end, must_hold });
+        spool.state().set_known_applied(known_applied);
         router.open(LaneEnd::new(record.id, record.tenant.clone(), &record.published, spool), []);
     }
     Ok((router, links))

@@ -97,6 +97,9 @@ pub struct MoveRecord {
     pub keys: Vec<String>,
     /// What the source published of them then.
     pub published: Published,
+    /// The copy's snapshot counts once its xmin has reached this: a transaction that was open when a table was
+    /// published has changes in it that were not.
+    pub fresh_xid: u64,
     /// This move makes, or has made, the database: `cancel` may drop it.
     pub made_database: bool,
     /// The rows of the copy must be emptied first (a copy after [`Phase::NeedsCopy`]).
@@ -126,8 +129,48 @@ pub struct PublishedTable {
     pub oid: u32,
     /// `pg_publication_rel.oid`: a table that left the publication and came back has another one.
     pub member: u32,
-    /// The columns with their numbers: one that was dropped and added again has another one.
-    pub columns: Vec<(String, i16)>,
+    /// `pg_relation_filenode`: a table that was rewritten has another one.
+    pub file: u32,
+    /// The columns.
+    pub columns: Vec<PublishedColumn>,
+}
+
+/// When the tables were first seen as they are published: whoever was open then has ended once a snapshot's
+/// xmin reaches the number.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownTables {
+    /// As [`Published::version`].
+    pub version: u32,
+    /// As [`PublishedTable::member`], with a transaction id that was new when it was seen.
+    pub members: Vec<(u32, u64)>,
+}
+
+impl KnownTables {
+    /// Takes over what is published now, seen for the first time or not; `next` is a new transaction id. Returns
+    /// what a copy's snapshot has to reach.
+    pub fn see(&mut self, now: &Published, next: u64) -> u64 {
+        if self.version != now.version {
+            *self = KnownTables { version: now.version, members: Vec::new() };
+        }
+        for (_, table) in &now.tables {
+            if !self.members.iter().any(|(member, _)| *member == table.member) {
+                self.members.push((table.member, next));
+            }
+        }
+        let of_now = |member: &u32| now.tables.iter().any(|(_, table)| table.member == *member);
+        self.members.iter().filter(|(member, _)| of_now(member)).map(|(_, xid)| *xid).max().unwrap_or(next)
+    }
+}
+
+/// A column of a published table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedColumn {
+    /// Its name.
+    pub name: String,
+    /// `pg_attribute.attnum`: a column that was dropped and added again has another one.
+    pub number: i16,
+    /// `xmin` of its row in `pg_attribute`: ALTER COLUMN writes another.
+    pub version: u32,
 }
 
 impl Published {
@@ -144,10 +187,14 @@ impl Published {
             if is.member != was.member {
                 return Some((object, "the table was taken out of the publication and added again"));
             }
-            let number = |name| is.columns.iter().find(|(column, _)| column == name).map(|(_, number)| *number);
-            let replaced = was.columns.iter().find(|(name, old)| number(name).is_some_and(|now| now != *old));
-            if let Some((column, _)) = replaced {
-                return Some((format!("{object}.{column}"), "the column was dropped and added again"));
+            let now = |old: &PublishedColumn| is.columns.iter().find(|column| column.name == old.name);
+            let replaced = was.columns.iter().find(|old| now(old).is_some_and(|now| now.number != old.number));
+            if let Some(column) = replaced {
+                return Some((format!("{object}.{}", column.name), "the column was dropped and added again"));
+            }
+            // VACUUM FULL rewrites too, but leaves the columns alone.
+            if is.file != was.file && is.columns != was.columns {
+                return Some((object, "the table was rewritten with other values, which are not in the stream"));
             }
         }
         (self.version != now.version)
@@ -208,21 +255,30 @@ mod tests {
 
     #[test]
     fn whatever_may_have_kept_changes_from_the_stream_is_a_change() {
-        let table = PublishedTable { oid: 5, member: 6, columns: vec![("a".into(), 1)] };
-        let published = |version, name: &str, table: &PublishedTable| Published {
+        let column = |name: &str, number, version| PublishedColumn { name: name.into(), number, version };
+        let table = PublishedTable { oid: 5, member: 6, file: 7, columns: vec![column("a", 1, 9)] };
+        let published = |version, name: &str, table: PublishedTable| Published {
             version,
-            tables: vec![(TableName::new("public", name), table.clone())],
+            tables: vec![(TableName::new("public", name), table)],
         };
-        let was = published(1, "t", &table);
+        let was = published(1, "t", table.clone());
         assert_eq!(was.change(&was), None);
-        let added = PublishedTable { columns: vec![("a".into(), 1), ("b".into(), 2)], ..table.clone() };
-        assert_eq!(was.change(&published(1, "t", &added)), None, "the lane sees a new column by itself");
+        let added = vec![column("a", 1, 9), column("b", 2, 9)];
+        for harmless in [
+            PublishedTable { columns: added.clone(), ..table.clone() },
+            PublishedTable { file: 8, ..table.clone() },
+            PublishedTable { columns: vec![column("a", 1, 10)], ..table.clone() },
+        ] {
+            assert_eq!(was.change(&published(1, "t", harmless.clone())), None, "{harmless:?}");
+        }
         for (now, cause) in [
-            (published(2, "t", &table), "publishes"),
-            (published(1, "other", &table), "renamed"),
-            (published(1, "t", &PublishedTable { oid: 7, ..table.clone() }), "another table"),
-            (published(1, "t", &PublishedTable { member: 7, ..table.clone() }), "added again"),
-            (published(1, "t", &PublishedTable { columns: vec![("a".into(), 2)], ..table.clone() }), "column"),
+            (published(2, "t", table.clone()), "publishes"),
+            (published(1, "other", table.clone()), "renamed"),
+            (published(1, "t", PublishedTable { oid: 8, ..table.clone() }), "another table"),
+            (published(1, "t", PublishedTable { member: 8, ..table.clone() }), "added again"),
+            (published(1, "t", PublishedTable { columns: vec![column("a", 2, 9)], ..table.clone() }), "dropped"),
+            (published(1, "t", PublishedTable { file: 8, columns: added, ..table.clone() }), "rewritten"),
+            (published(1, "t", PublishedTable { file: 8, columns: vec![column("a", 1, 10)], ..table }), "rewritten"),
         ] {
             assert!(was.change(&now).is_some_and(|(_, said)| said.contains(cause)), "{cause}");
         }

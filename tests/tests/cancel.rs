@@ -363,3 +363,60 @@ async fn a_daemon_that_is_killed_while_a_database_is_made_goes_on() -> Result<()
     }
     daemon.assert_no_errors(&[])
 }
+
+/// INTERFACE: a thing that has the number of what Carveout made, or its name, but not both, is not what Carveout
+/// made: after a restore into another cluster every number is another thing's. The cancel stops and names it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_that_is_another_things_is_never_dropped() -> Result<()> {
+    let desk = Desk::open().await?;
+    let daemon = desk.work().await?;
+    let made = "SELECT oid FROM carveout.objects WHERE move = 'm1' AND name LIKE '%events%'";
+    desk.carve(&daemon, "3", "schema").await?;
+    desk.sql(KEEPSAKE).await?;
+    let number = desk.ask(made).await?;
+    desk.sql(
+        "UPDATE carveout.objects SET oid = 'public.keepsake'::regclass WHERE move = 'm1' AND name LIKE '%events%'",
+    )
+    .await?;
+    let said = run(&desk.config, &["cancel", "3"]).await?;
+    said.assert(1, &["events", "is not the one that was made", "carveout.objects"])?;
+    ensure!(desk.ask("SELECT count(*) FROM public.keepsake").await? == "50", "somebody's table is gone");
+    ensure!(desk.ask("SELECT count(*) FROM bid_3.orders").await? == "100", "half of it was dropped");
+    desk.sql(&format!("UPDATE carveout.objects SET oid = {number} WHERE move = 'm1' AND name LIKE '%events%'")).await?;
+    desk.sql("ALTER TABLE bid_3.orders RENAME TO renamed").await?;
+    run(&desk.config, &["cancel", "3"]).await?.assert(1, &["orders", "renamed"])?;
+    desk.sql("ALTER TABLE bid_3.renamed RENAME TO orders").await?;
+    run(&desk.config, &["cancel", "3"]).await?.assert(0, &["is cancelled"])?;
+    ensure!(desk.ask("SELECT count(*) FROM pg_namespace WHERE nspname = 'bid_3'").await? == "0", "the schema is left");
+    Ok(())
+}
+
+/// INTERFACE: a database is dropped only when nothing of others is in it, of whatever kind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_with_anything_of_others_in_it_is_not_dropped() -> Result<()> {
+    let desk = Desk::open().await?;
+    let daemon = desk.work().await?;
+    for (make, drop, name) in [
+        ("SELECT lo_create(4711)", "SELECT lo_unlink(4711)", "large object 4711"),
+        ("CREATE COLLATION theirs FROM \"C\"", "DROP COLLATION theirs", "collation public.theirs"),
+        ("CREATE PUBLICATION theirs", "DROP PUBLICATION theirs", "publication theirs"),
+        ("CREATE TABLE carveout.theirs ()", "DROP TABLE carveout.theirs", "carveout.theirs"),
+        ("CREATE FUNCTION theirs() RETURNS int RETURN 1", "DROP FUNCTION theirs", "function public.theirs()"),
+        ("CREATE TYPE theirs AS ENUM ()", "DROP TYPE theirs", "type public.theirs"),
+        ("CREATE SEQUENCE theirs", "DROP SEQUENCE theirs", "sequence public.theirs"),
+        ("CREATE EXTENSION pg_trgm", "DROP EXTENSION pg_trgm", "extension pg_trgm"),
+    ] {
+        desk.carve(&daemon, "4", "database").await?;
+        let there = desk.scene.target_client("bid_4").await?;
+        if there.batch_execute(make).await.is_err() && make.contains("EXTENSION") {
+            // The contributed modules are a package of their own.
+            run(&desk.config, &["cancel", "4"]).await?.assert(0, &["is cancelled"])?;
+            continue;
+        }
+        run(&desk.config, &["cancel", "4"]).await?.assert(1, &["bid_4", name, "did not create"])?;
+        there.batch_execute(drop).await.context("it was dropped")?;
+        run(&desk.config, &["cancel", "4"]).await?.assert(0, &["is cancelled"])?;
+        ensure!(desk.ask("SELECT count(*) FROM pg_database WHERE datname = 'bid_4'").await? == "0", "{name}: left");
+    }
+    Ok(())
+}

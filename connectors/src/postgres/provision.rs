@@ -59,6 +59,32 @@ async fn lock_database(client: &Client, database: &str) -> Result<()> {
     Ok(())
 }
 
+/// What is in a database beside PostgreSQL's own and schema `carveout` as Carveout makes it. Whatever is made
+/// by people has a number from 16384 on.
+const OTHERS: &str = "\
+SELECT string_agg(pg_describe_object(o.classid, o.oid, 0), ', ' ORDER BY o.classid, o.oid)
+  FROM (SELECT 'pg_class'::regclass AS classid, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.oid >= 16384 AND c.relkind NOT IN ('i', 'I', 't') AND n.nspname <> 'pg_toast'
+           AND NOT (n.nspname = 'carveout' AND c.relname IN ('checkpoint', 'copied', 'objects'))
+        UNION ALL SELECT 'pg_namespace'::regclass, oid FROM pg_namespace
+         WHERE oid >= 16384 AND nspname NOT IN ('carveout', 'public') AND nspname !~ '^pg_(toast_)?temp_'
+        UNION ALL SELECT 'pg_type'::regclass, oid FROM pg_type WHERE oid >= 16384 AND typtype IN ('e', 'd', 'r')
+        UNION ALL SELECT 'pg_proc'::regclass, oid FROM pg_proc WHERE oid >= 16384
+        UNION ALL SELECT 'pg_extension'::regclass, oid FROM pg_extension WHERE oid >= 16384
+        UNION ALL SELECT 'pg_largeobject'::regclass, oid FROM pg_largeobject_metadata
+        UNION ALL SELECT 'pg_publication'::regclass, oid FROM pg_publication
+        UNION ALL SELECT 'pg_subscription'::regclass, s.oid FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid
+         WHERE d.datname = current_database()
+        UNION ALL SELECT 'pg_foreign_data_wrapper'::regclass, oid FROM pg_foreign_data_wrapper
+        UNION ALL SELECT 'pg_foreign_server'::regclass, oid FROM pg_foreign_server
+        UNION ALL SELECT 'pg_event_trigger'::regclass, oid FROM pg_event_trigger
+        UNION ALL SELECT 'pg_collation'::regclass, oid FROM pg_collation WHERE oid >= 16384
+        UNION ALL SELECT 'pg_operator'::regclass, oid FROM pg_operator WHERE oid >= 16384
+        UNION ALL SELECT 'pg_cast'::regclass, oid FROM pg_cast WHERE oid >= 16384
+        UNION ALL SELECT 'pg_ts_config'::regclass, oid FROM pg_ts_config WHERE oid >= 16384
+        UNION ALL SELECT 'pg_ts_dict'::regclass, oid FROM pg_ts_dict WHERE oid >= 16384) o
+HAVING count(*) > 0";
+
 /// Drops a database that the move created, with what the move made in it; refuses when there is anything else.
 pub async fn drop_database(admin: &PgUrl, target: &PgUrl, database: &str, id: MoveId, state: &str) -> Result<()> {
     let client = connect(admin, "cancel").await?;
@@ -69,27 +95,7 @@ pub async fn drop_database(admin: &PgUrl, target: &PgUrl, database: &str, id: Mo
     let mut inside = connect(target, "cancel").await?;
     drop_objects(&mut inside, id, state).await?;
     let doing = || format!("drop database {database}");
-    let others = inside
-        .query_opt(
-            "SELECT string_agg(pg_describe_object(o.classid, o.oid, 0), ', ' ORDER BY o.classid, o.oid)
-               FROM (SELECT 'pg_class'::regclass AS classid, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                      WHERE n.nspname NOT IN ('carveout', 'information_schema') AND n.nspname !~ '^pg_' AND c.relkind NOT IN ('i', 'I', 't')
-                     UNION ALL
-                     SELECT 'pg_proc'::regclass, p.oid FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-                      WHERE n.nspname NOT IN ('carveout', 'information_schema') AND n.nspname !~ '^pg_'
-                     UNION ALL
-                     SELECT 'pg_type'::regclass, t.oid FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
-                      WHERE t.typtype IN ('e', 'd', 'r') AND n.nspname NOT IN ('carveout', 'information_schema') AND n.nspname !~ '^pg_'
-                     UNION ALL
-                     SELECT 'pg_namespace'::regclass, n.oid FROM pg_namespace n
-                      WHERE n.nspname NOT IN ('carveout', 'information_schema', 'public') AND n.nspname !~ '^pg_'
-                     UNION ALL
-                     SELECT 'pg_extension'::regclass, e.oid FROM pg_extension e WHERE e.extname <> 'plpgsql') o
-             HAVING count(*) > 0",
-            &[],
-        )
-        .await
-        .doing(doing())?;
+    let others = inside.query_opt(OTHERS, &[]).await.doing(doing())?;
     drop(inside);
     if let Some(others) = others {
         let others: String = others.get(0);
@@ -306,8 +312,35 @@ pub async fn drop_objects(client: &mut Client, id: MoveId, state: &str) -> Resul
     tx.commit().await.doing(doing())
 }
 
-/// Drops by number, whatever the thing is called now. Without CASCADE: what others hung on to it stops us.
+/// Drops what is still what it was: the number and the name together. A thing that has another name now, or a
+/// name that is another thing's (a database that was restored numbers everything anew), is not ours to drop.
+/// Without CASCADE: what others hung on to it stops us.
 async fn drop_made(tx: &Transaction<'_>, id: MoveId, kinds: &[&str]) -> Result<()> {
+    let rows = tx
+        .query(
+            "SELECT o.kind, o.name, now.oid, now.name FROM carveout.objects o
+               CROSS JOIN LATERAL (
+                 SELECT c.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name
+                   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                  WHERE o.kind = 'table' AND (c.oid = o.oid OR c.oid = to_regclass(o.name)) AND c.relkind = 'r'
+                  UNION ALL
+                 SELECT n.oid, quote_ident(n.nspname) FROM pg_namespace n
+                  WHERE o.kind = 'schema' AND (n.oid = o.oid OR n.nspname = o.name)) now
+              WHERE o.move = $1 AND o.kind = ANY ($2) AND
+                    (now.oid = o.oid) IS DISTINCT FROM (o.kind = 'table' AND now.oid = to_regclass(o.name) OR
+                     o.kind = 'schema' AND now.name = quote_ident(o.name))",
+            &[&id.to_string(), &kinds],
+        )
+        .await
+        .doing(format!("compare what {id} created"))?;
+    if let Some(row) = rows.first() {
+        let (kind, was, is): (&str, &str, &str) = (row.get(0), row.get(1), row.get(3));
+        let why = format!(
+            "{kind} {was} is not the one that was made (what is there now is {is}): it was renamed, made again or restored. \
+             Name it as it was, or drop it by hand and delete its row in carveout.objects; then cancel again"
+        );
+        return Err(Error::state(format!("drop what {id} created"), why));
+    }
     let rows = tx
         .query(
             "SELECT o.kind, format('%I.%I', n.nspname, c.relname)

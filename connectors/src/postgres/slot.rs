@@ -1,6 +1,6 @@
 //! What the source says about our slot and our publication.
 
-use schemas::record::{Published, PublishedTable};
+use schemas::record::{Published, PublishedColumn, PublishedTable};
 use schemas::{Lsn, TableName};
 use tokio_postgres::Client;
 
@@ -99,7 +99,8 @@ pub async fn published(client: &Client, name: &str, tables: &[TableName]) -> Res
     let rows = client
         .query(
             "SELECT p.xmin::text::bigint, w.schema, w.name, c.oid, r.oid,
-                    array_agg(a.attname::text ORDER BY a.attnum), array_agg(a.attnum ORDER BY a.attnum)
+                    coalesce(pg_relation_filenode(c.oid), 0), array_agg(a.attname::text ORDER BY a.attnum),
+                    array_agg(a.attnum ORDER BY a.attnum), array_agg(a.xmin::text::bigint ORDER BY a.attnum)
                FROM pg_publication p
                LEFT JOIN (unnest($2::text[], $3::text[]) w(schema, name)
                     JOIN pg_namespace n ON n.nspname = w.schema
@@ -116,9 +117,15 @@ pub async fn published(client: &Client, name: &str, tables: &[TableName]) -> Res
     for row in &rows {
         published.version = u32::try_from(row.get::<_, i64>(0)).unwrap_or_default();
         let Some(schema) = row.get::<_, Option<String>>(1) else { continue };
-        let (columns, numbers): (Vec<String>, Vec<i16>) = (row.get(5), row.get(6));
+        let (names, numbers, versions): (Vec<String>, Vec<i16>, Vec<i64>) = (row.get(6), row.get(7), row.get(8));
+        let columns = names.into_iter().zip(numbers).zip(versions);
+        let columns = columns.map(|((name, number), version)| PublishedColumn {
+            name,
+            number,
+            version: u32::try_from(version).unwrap_or_default(),
+        });
         let table =
-            PublishedTable { oid: row.get(3), member: row.get(4), columns: columns.into_iter().zip(numbers).collect() };
+            PublishedTable { oid: row.get(3), member: row.get(4), file: row.get(5), columns: columns.collect() };
         published.tables.push((TableName::new(schema, row.get::<_, String>(2)), table));
     }
     Ok(published)

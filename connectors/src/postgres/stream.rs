@@ -80,6 +80,7 @@ impl Stream {
             let why = format!("it is to start at {start}, but the server's WAL ends at {}", system.wal_lsn);
             return Err(Error::state(format!("start replication from slot {slot}"), why));
         }
+        wire.shorten_silence().await?;
         wire.start_replication(slot, publication, start).await?;
         Ok(Stream { wire, known: system.wal_lsn, system, server_time: 0 })
     }

@@ -128,6 +128,14 @@ impl Wire {
         })
     }
 
+    /// Has the server look at our answers, and show a sign of life, every ten seconds at least, also while it
+    /// passes over a large transaction that is not published: it does so every half of its timeout.
+    pub async fn shorten_silence(&mut self) -> Result<()> {
+        const SQL: &str = "SELECT set_config('wal_sender_timeout', '20s', false) FROM pg_settings \
+                           WHERE name = 'wal_sender_timeout' AND setting::int NOT BETWEEN 1 AND 20000";
+        within("set wal_sender_timeout", ANSWER_TIMEOUT, self.simple_query(SQL)).await.map(|_| ())
+    }
+
     /// Starts the slot's stream, in binary, from `start` or from what the slot has confirmed,
     /// whichever is later. After it only the stream can be read.
     pub async fn start_replication(&mut self, slot: &str, publication: &str, start: Lsn) -> Result<()> {

@@ -35,6 +35,16 @@ pub(super) enum Stopped {
     Damaged(io::Error),
 }
 
+/// What came of looking for the target's checkpoint in the spool.
+pub(super) enum Skipped {
+    /// A transaction ends there, and what follows comes next.
+    Found,
+    /// The spool ends before it.
+    Short,
+    /// A later transaction is there, and none that ends there.
+    Past,
+}
+
 /// The group in hand.
 pub(super) struct Group {
     copied: HashMap<TableName, Copied>,
@@ -96,11 +106,11 @@ impl Group {
         self.transactions
     }
 
-    /// Passes over every transaction that ends at or before `lsn`, which the target holds; false when no
-    /// transaction ends there although one that ends later is in the spool.
-    pub fn skip(&mut self, reader: &mut SpoolReader, sealed: &Sealed, prev_end: Lsn, lsn: Lsn) -> io::Result<bool> {
+    /// Passes over every transaction that ends at or before `lsn`, which the target holds.
+    pub fn skip(&mut self, reader: &mut SpoolReader, sealed: &Sealed, lsn: Lsn) -> io::Result<Skipped> {
         (self.end, self.checkpoint) = (lsn, lsn);
-        let mut last = prev_end;
+        // The end of the last transaction before `place`: at first what the first segment says came before it.
+        let mut last = None;
         loop {
             let place = reader.place();
             let mut relations = Vec::new();
@@ -108,8 +118,9 @@ impl Group {
                 match reader.next(sealed)? {
                     None => {
                         reader.seek(place)?;
-                        return Ok(true);
+                        return Ok(if last.unwrap_or(Lsn::ZERO) == lsn { Skipped::Found } else { Skipped::Short });
                     }
+                    Some(Frame::Segment { prev_end }) => last = last.or(Some(prev_end)),
                     Some(Frame::Commit { end }) => break end,
                     Some(Frame::Message(bytes)) if bytes.first() == Some(&b'R') => relations.push(bytes),
                     Some(_) => {}
@@ -117,9 +128,9 @@ impl Group {
             };
             if end > lsn {
                 reader.seek(place)?;
-                return Ok(last == lsn);
+                return Ok(if last == Some(lsn) { Skipped::Found } else { Skipped::Past });
             }
-            last = end;
+            last = Some(end);
             for bytes in relations {
                 self.learn(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
                 self.passed_over.push(bytes);
@@ -170,7 +181,11 @@ impl Group {
                     }
                 }
                 Some(Frame::Stop { table, fault }) => {
-                    if !self.is_held(&table)? {
+                    let held = match table {
+                        Some(table) => self.is_held(&table)?,
+                        None => self.is_applied()?,
+                    };
+                    if !held {
                         return Err(self.stop(Stopped::Ordered { fault, after: self.transactions }));
                     }
                 }
@@ -206,12 +221,17 @@ impl Group {
     /// Whether the target holds what the current transaction did to the table: its copy does, or the
     /// transaction was applied before.
     fn is_held(&self, table: &TableName) -> Result<bool> {
-        let Some((xid, commit_lsn)) = self.current else {
-            return Err(Error::protocol("read the spool", "a change outside any transaction"));
-        };
-        // The stream may bring again what the target holds, when the spool ended before it.
-        let applied = commit_lsn < self.checkpoint;
-        Ok(applied || self.copied.get(table).is_some_and(|copied| copied.holds(xid, commit_lsn)))
+        let (xid, commit_lsn) = self.transaction()?;
+        Ok(self.is_applied()? || self.copied.get(table).is_some_and(|copied| copied.holds(xid, commit_lsn)))
+    }
+
+    /// The stream may bring again what the target holds, when the spool ended before it.
+    fn is_applied(&self) -> Result<bool> {
+        Ok(self.transaction()?.1 < self.checkpoint)
+    }
+
+    fn transaction(&self) -> Result<(u32, Lsn)> {
+        self.current.ok_or_else(|| Error::protocol("read the spool", "a change outside any transaction"))
     }
 
     fn stop(&mut self, why: Stopped) -> Error {

@@ -44,7 +44,7 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
         // came before it and is in no spool, before it counts here.
         let spooled = moving.spool().map_or(Lsn::ZERO, |link| link.state.sealed.borrow().end);
         context.pipeline.passed(spooled).await?;
-        let held = joined_snapshot(context).await?;
+        let held = joined_snapshot(context, moving, record.fresh_xid).await?;
         // Not in the snapshot's transaction, which would keep every table locked against DDL from now on.
         let asking = client::connect(&context.config.source.url, "copy").await?;
         let estimates = left.iter().map(|keyed| {
@@ -90,12 +90,17 @@ fn require_spool(moving: &Moving) -> std::result::Result<(), StepError> {
 
 /// A snapshot that shows every transaction delivered before the lane was open: those never come
 /// to the lane.
-async fn joined_snapshot(context: &Context) -> std::result::Result<HeldSnapshot, StepError> {
+async fn joined_snapshot(
+    context: &Context,
+    moving: &Moving,
+    fresh_xid: u64,
+) -> std::result::Result<HeldSnapshot, StepError> {
     let demand = context.pipeline.unseen.lock().unwrap_or_else(PoisonError::into_inner).demand();
     let (began, mut told) = (Instant::now(), false);
     loop {
         let held = snapshot::hold(&context.config.source.url, "snapshot").await?;
-        if demand.met_by(&held.snapshot) {
+        if demand.met_by(&held.snapshot) && held.snapshot.xmin >= fresh_xid {
+            moving.meter.set_trouble(None);
             // Asynchronous commits that it shows reach the disk before anything is copied.
             let source = client::connect(&context.config.source.url, "copy").await?;
             snapshot::tick(&source).await?;
@@ -103,9 +108,10 @@ async fn joined_snapshot(context: &Context) -> std::result::Result<HeldSnapshot,
         }
         drop(held);
         if began.elapsed() > TELL_AFTER && !std::mem::replace(&mut told, true) {
-            tracing::warn!(
-                "the copy waits for a transaction that was committed but is not visible yet (a synchronous standby that is away, or a long transaction at first start)"
-            );
+            let why = "the end of transactions on the source that were open when the tables were published, or that were \
+                 committed and are not visible yet (a synchronous standby that is away)";
+            tracing::warn!("the copy waits for {why}");
+            moving.meter.set_trouble(Some(why.to_owned()));
         }
         tokio::time::sleep(SNAPSHOT_PAUSE).await;
     }

@@ -78,7 +78,10 @@ async fn give_up(context: &Context, moving: &Moving, error: StepError) {
         return;
     }
     moving.meter.set_trouble(None);
-    let next = "mend the cause, then `carveout move` resumes where it stopped; or `carveout cancel`";
+    let next = match record.phase {
+        Phase::Cancelling => "mend the cause, then `carveout cancel` again",
+        _ => "mend the cause, then `carveout move` resumes where it stopped; or `carveout cancel`",
+    };
     let (fault, broken) = match error {
         StepError::Broken(fault) => (fault, true),
         StepError::Fault(fault) => (fault, false),
@@ -211,7 +214,7 @@ async fn open_lane(context: &Context, moving: &Moving, tables: &[Keyed]) -> Resu
     let (spool, prev_end) =
         SpoolWriter::open(&context.spool_dir(record.id)).map_err(|error| spool_fault(&record, &error))?;
     let state = Arc::clone(spool.state());
-    let link = SpoolLink { state, prev_end, must_hold: Lsn::ZERO, known_applied: Lsn::ZERO };
+    let link = SpoolLink { state, prev_end, must_hold: Lsn::ZERO };
     let lane = LaneEnd::new(record.id, record.tenant, &record.published, spool);
     // Before it is open: it may break at once, and whoever hears of that looks for it here.
     moving.set_spool(Some(link));
@@ -279,7 +282,6 @@ async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
         copied,
         prev_end: link.prev_end,
         must_hold: link.must_hold,
-        known_applied: link.known_applied,
         batch_rows: usize::try_from(context.config.tenant_strategy.migration_config.batch_size).unwrap_or(usize::MAX),
     };
     moving.set_lane(Some(commands));

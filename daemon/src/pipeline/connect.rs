@@ -81,8 +81,9 @@ async fn claim(client: &connectors::postgres::Client, store: &Store, slot: &str,
     Err(if active { Startup::Locked(text) } else { Startup::Refused(text) }.into())
 }
 
-/// The same comparison before every connection, against what this daemon has acknowledged.
-pub async fn compare(config: &Config, base: &AckRecord, acknowledged: Lsn) -> Result<()> {
+/// The same comparison before every connection, against what this daemon has acknowledged; returns where the
+/// source's log ends.
+pub async fn compare(config: &Config, base: &AckRecord, acknowledged: Lsn) -> Result<Lsn> {
     let client = client::connect(&config.source.url, "start").await?;
     let slot = required_slot(&client, config).await?;
     if required_publication(&client, config).await? != base.publication_oid {
@@ -95,7 +96,7 @@ pub async fn compare(config: &Config, base: &AckRecord, acknowledged: Lsn) -> Re
     if slot.confirmed_flush > acknowledged {
         return Err(ahead(&config.source.slot, slot.confirmed_flush, acknowledged));
     }
-    Ok(())
+    slot::wal_end(&client).await
 }
 
 /// The stream must come from the system and the timeline of the record, and from a log that has what was

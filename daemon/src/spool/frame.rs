@@ -28,10 +28,11 @@ pub enum Frame {
     },
     /// A pgoutput message: Relation, Insert, Update or Delete.
     Message(Bytes),
-    /// The lane must stop here, for this reason, unless its copy of the table holds the transaction.
+    /// The lane must stop here, for this reason.
     Stop {
-        /// The table that the reason is about.
-        table: TableName,
+        /// The table whose rows the reason is about: where its copy holds the transaction, there is none. Without
+        /// one, the stream itself does not say any more what the lane needs.
+        table: Option<TableName>,
         /// The reason.
         fault: Fault,
     },

@@ -193,7 +193,7 @@ impl SpoolWriter {
     }
 
     /// Appends the order to stop.
-    pub fn stop(&mut self, table: &TableName, fault: &Fault) -> io::Result<()> {
+    pub fn stop(&mut self, table: Option<&TableName>, fault: &Fault) -> io::Result<()> {
         self.usable()?;
         let bytes = schemas::record::encode(&(table, fault)).map_err(io::Error::other)?;
         self.put(b'X', &[&bytes]);

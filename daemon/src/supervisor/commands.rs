@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use connectors::postgres::policy::{self, Keyed};
-use connectors::postgres::{self, catalog, client, prepare, slot};
+use connectors::postgres::{self, catalog, client, prepare, slot, snapshot};
 use schemas::config::Isolation;
 use schemas::phase::Event;
 use schemas::record::{Fault, MoveRecord, Published};
@@ -21,15 +21,29 @@ use crate::store::StoreError;
 /// How long `cancel` waits for the target before it answers that it goes on in the background.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(30);
 
+/// What a move is planned from.
+struct Plan {
+    tables: Vec<Keyed>,
+    published: Published,
+    /// A transaction id that was new when that was read.
+    next_xid: u64,
+    tenant: TenantId,
+}
+
 impl Supervisor {
     /// Starts a move, or resumes it where it stopped. Asking twice changes nothing.
     pub async fn start_move(self: &Arc<Self>, tenant: &str, to: Option<Isolation>) -> Result<TenantStatus, Refusal> {
+        // Looking at the tables may take long; others do not wait for it.
+        let Plan { tables, published, next_xid, tenant } = self.plan(tenant).await?;
         let _one = self.commands.lock().await;
-        let (tables, published, tenant) = self.plan_tables(tenant).await?;
+        let mut known = self.context.store.known_tables()?;
+        let fresh_xid = known.see(&published, next_xid);
+        self.context.store.put_known_tables(&known)?;
+        let planned = (published, fresh_xid);
         let active = self.find(&tenant.0).filter(|entry| entry.moving.record().phase != Phase::Cancelled);
         match active {
-            Some(entry) => self.resume_move(&entry, to, &tables, published).await?,
-            None => self.new_move(&tenant, to, &tables, published).await?,
+            Some(entry) => self.resume_move(&entry, to, &tables, planned).await?,
+            None => self.new_move(&tenant, to, &tables, planned).await?,
         }
         self.tenant(&tenant.0).ok_or_else(|| not_found(&tenant.0))
     }
@@ -39,7 +53,7 @@ impl Supervisor {
         entry: &Entry,
         to: Option<Isolation>,
         tables: &[Keyed],
-        published: Published,
+        (published, fresh_xid): (Published, u64),
     ) -> Result<(), Refusal> {
         let record = entry.moving.record();
         if to.is_some_and(|to| to != record.to) {
@@ -76,7 +90,7 @@ impl Supervisor {
             if let Ok(phase) = record.phase.after(Event::CopyAgain) {
                 (record.phase, record.copy_again, record.verified_at) = (phase, true, None);
                 (record.tables, record.keys) = (policy::names(tables), policy::keys(tables));
-                record.published = published;
+                (record.published, record.fresh_xid) = (published, fresh_xid);
             }
         })?;
         self.spawn_driver(entry);
@@ -88,7 +102,7 @@ impl Supervisor {
         tenant: &TenantId,
         to: Option<Isolation>,
         tables: &[Keyed],
-        published: Published,
+        (published, fresh_xid): (Published, u64),
     ) -> Result<(), Refusal> {
         let declared =
             || self.context.config.overrides().find(|(name, ..)| *name == tenant.0).map(|(_, isolation, _)| isolation);
@@ -133,6 +147,7 @@ impl Supervisor {
             tables: policy::names(tables),
             keys: policy::keys(tables),
             published,
+            fresh_xid,
             made_database: false,
             copy_again: false,
             rows_total: 0,
@@ -147,7 +162,7 @@ impl Supervisor {
     }
 
     /// The tables that would move, and the tenant as PostgreSQL prints its key.
-    async fn plan_tables(&self, tenant: &str) -> Result<(Vec<Keyed>, Published, TenantId), Refusal> {
+    async fn plan(&self, tenant: &str) -> Result<Plan, Refusal> {
         let config = &self.context.config;
         let source = client::connect(&config.source.url, "plan").await?;
         let policies = policy::resolve(catalog::tables(&source).await?, &config.tenancy);
@@ -180,8 +195,10 @@ impl Supervisor {
         let names = policy::names(&policies.keyed);
         let published = slot::published(&source, &config.source.publication, &names).await?;
         let missing = names.iter().find(|name| !published.tables.iter().any(|(table, _)| table == *name));
+        // After what is published was read: whoever was open at a change of it has a lower one.
+        let next_xid = snapshot::next_xid(&source).await?;
         match missing {
-            None => Ok((policies.keyed, published, tenant)),
+            None => Ok(Plan { tables: policies.keyed, published, next_xid, tenant }),
             Some(table) => {
                 let next = "`carveout prepare --apply` publishes it; then move again";
                 Err(no("check", &table.to_string(), "it is not in the publication", next))

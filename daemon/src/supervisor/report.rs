@@ -61,19 +61,23 @@ impl Supervisor {
 
 fn tenant_status(moving: &Moving, progress: &Progress) -> TenantStatus {
     let record = moving.record();
-    let known_applied = moving.spool().map_or(Lsn::ZERO, |link| link.known_applied);
     let spool = moving.spool().map(|link| link.state);
     let following = record.phase == Phase::Following;
     // A lane that has nothing to apply moves on with the stream.
     let applied_lsn = match &spool {
         Some(spool) if following && spool.caught_up() => progress.received,
-        Some(spool) => spool.applied().max(known_applied),
+        Some(spool) => spool.known_applied(),
         None => Lsn::ZERO,
     };
-    let now = clock::unix_micros() + progress.server_clock_offset;
-    let lag = spool.as_ref().map(|spool| spool.oldest().map_or(0.0, |oldest| (now - oldest).max(0) as f64 / 1e6));
-    let lag_seconds = lag.filter(|_| following);
+    let now = clock::unix_micros();
+    let age = |since: i64| (now - since).max(0) as f64 / 1e6;
+    // The oldest change that waits in the spool; or, where that is newer, what the source has and we have not.
+    let waiting =
+        spool.as_ref().and_then(|spool| spool.oldest()).map(|oldest| age(oldest - progress.server_clock_offset));
+    let unread = progress.behind_since.map(age);
+    let lag_seconds = following.then(|| waiting.unwrap_or(0.0).max(unread.unwrap_or(0.0)));
     let mut blocked_by = vec!["cutover is not in this version".to_owned()];
+    blocked_by.extend(progress.fault.as_ref().map(|fault| fault.message.clone()));
     blocked_by.extend(record.fault.as_ref().map(|fault| fault.message.clone()));
     let waiting_for = moving.meter.trouble();
     blocked_by.extend(waiting_for.clone());

@@ -5,9 +5,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use daemon::demo::cluster::ClusterOptions;
 use tests::binary::setting;
 use tests::daemon::Daemon;
-use tests::scene::Configuration;
+use tests::proxy::Proxy;
+use tests::scene::{Configuration, Scene};
 use tests::wait::until;
 
 use super::{Desk, SOON, run};
@@ -311,28 +313,110 @@ async fn checkpoint_changed(change: &str) -> Result<()> {
     desk.assert_equal(&daemon, "1", "schema").await
 }
 
-/// T09: moved on by hand, to where transactions are waiting or to where nothing has been yet. The move stops.
+/// T09: moved by hand, to the middle of what waits, or to where nothing has been yet, or back to where it was; while
+/// the daemon is down and while it runs. The move stops, and copied again it is equal.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_checkpoint_that_was_moved_on_stops_the_move() -> Result<()> {
+async fn a_checkpoint_that_was_moved_stops_the_move() -> Result<()> {
     let desk = Desk::open().await?;
     let mut daemon = moving(&desk).await?;
-    desk.sql("INSERT INTO events VALUES (1, 'before')").await?;
-    desk.assert_equal(&daemon, "1", "schema").await?;
-    // The lane waits for the lock, so that three transactions are in its spool and not in its target.
-    let locker = desk.scene.source_client().await?;
-    locker.batch_execute("BEGIN; LOCK TABLE bid_1.events").await?;
-    for n in 0..3 {
-        desk.sql(&format!("INSERT INTO events VALUES (1, 'waiting {n}')")).await?;
+    let here = "(SELECT lsn FROM carveout.checkpoint)";
+    for (round, up) in [true, false, true, false, true, false].into_iter().enumerate() {
+        desk.sql("INSERT INTO events VALUES (1, 'before')").await?;
+        desk.assert_equal(&daemon, "1", "schema").await?;
+        let before = desk.ask(here).await?;
+        desk.sql("INSERT INTO events VALUES (1, 'after')").await?;
+        desk.assert_equal(&daemon, "1", "schema").await?;
+        // The lane waits for the lock, so that three transactions are in its spool and not in its target.
+        let locker = desk.scene.source_client().await?;
+        locker.batch_execute("BEGIN; LOCK TABLE bid_1.events").await?;
+        for n in 0..3 {
+            desk.sql(&format!("INSERT INTO events VALUES (1, 'waiting {n}')")).await?;
+        }
+        desk.acknowledged(&daemon).await?;
+        if !up {
+            daemon.kill()?;
+        }
+        // The lane's transaction is open, and has the row's old state at most.
+        let moved = ["lsn + 200", "'F/0'", &format!("'{before}'")][round / 2].to_owned();
+        locker.batch_execute(&format!("UPDATE carveout.checkpoint SET lsn = {moved}; COMMIT")).await?;
+        if !up {
+            daemon = Daemon::start(&desk.config).await?;
+        }
+        let fault = faulted(&daemon, "1").await.with_context(|| format!("{moved}, up: {up}"))?["fault"].clone();
+        ensure!(fault["code"] == "gap" && fault.to_string().contains("checkpoint"), "{moved}, up: {up}: {fault}");
+        cli(&desk.config, &["move", "1"]).await?;
+        phase(&daemon, "1", &["streaming"]).await?;
+        desk.assert_equal(&daemon, "1", "schema").await?;
     }
+    Ok(())
+}
+
+/// T09, S09: set back while the daemon is down, and still noticed after a run that could not reach the target.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_was_set_back_is_noticed_after_a_run_without_the_target() -> Result<()> {
+    let scene = Scene::single(ClusterOptions::default()).await?;
+    let proxy = Proxy::start(format!("127.0.0.1:{}", scene.target.port).parse()?).await?;
+    let config =
+        scene.write_config("carveout", &Configuration { target: Some(proxy.addr), ..Configuration::default() })?;
+    let source = scene.source_client().await?;
+    source.batch_execute(super::TABLES).await?;
+    let desk = Desk { source, config, scene };
+    let mut daemon = desk.work().await?;
+    desk.carve(&daemon, "1", "database").await?;
+    desk.sql("INSERT INTO events VALUES (1, 'once')").await?;
+    desk.assert_equal(&daemon, "1", "database").await?;
+    let target = desk.scene.target_client("bid_1").await?;
+    let before: String = target.query_one("SELECT lsn::text FROM carveout.checkpoint", &[]).await?.get(0);
+    desk.sql("INSERT INTO events VALUES (1, 'twice?')").await?;
+    desk.assert_equal(&daemon, "1", "database").await?;
     desk.acknowledged(&daemon).await?;
-    daemon.kill()?;
-    locker.batch_execute("ROLLBACK").await?;
-    desk.sql("UPDATE carveout.checkpoint SET lsn = lsn + 200").await?;
+    ensure!(daemon.terminate().await?.success());
+    proxy.refuse(true);
+    daemon = Daemon::start(&desk.config).await?;
+    desk.acknowledged(&daemon).await?;
+    desk.acknowledged(&daemon).await?;
+    ensure!(daemon.terminate().await?.success());
+    target.batch_execute(&format!("UPDATE carveout.checkpoint SET lsn = '{before}'")).await?;
+    proxy.refuse(false);
     daemon = Daemon::start(&desk.config).await?;
     let fault = faulted(&daemon, "1").await?["fault"].clone();
-    ensure!(fault["code"] == "gap" && fault.to_string().contains("checkpoint"), "{fault}");
-    cli(&desk.config, &["move", "1"]).await?;
-    desk.assert_equal(&daemon, "1", "schema").await
+    ensure!(fault["code"] == "gap", "{fault}");
+    Ok(())
+}
+
+/// S14: a transaction that was open while a table was out of the publication has changes that nobody published, and
+/// commits after the table is back. The new copy waits for it, and says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_waits_for_who_wrote_while_the_table_was_not_published() -> Result<()> {
+    let steps = [
+        ("ALTER PUBLICATION carveout DROP TABLE events", "ALTER PUBLICATION carveout ADD TABLE events"),
+        (
+            "ALTER PUBLICATION carveout SET (publish = 'truncate')",
+            "ALTER PUBLICATION carveout SET (publish = 'insert, update, delete, truncate')",
+        ),
+    ];
+    for (change, undo) in steps {
+        let desk = Desk::open().await?;
+        let daemon = moving(&desk).await?;
+        desk.sql(change).await?;
+        faulted(&daemon, "1").await?;
+        let writer = desk.scene.source_client().await?;
+        writer
+            .batch_execute("BEGIN; INSERT INTO events VALUES (1, 'unheard'); DELETE FROM events WHERE what = 'event 6'")
+            .await?;
+        desk.sql(undo).await?;
+        cli(&desk.config, &["move", "1"]).await?;
+        until("a copy that waits", SOON, async || {
+            let status = daemon.tenant("1").await?;
+            ensure!(status["waiting_for"].as_str().is_some_and(|why| why.contains("were open")), "{status}");
+            Ok(())
+        })
+        .await?;
+        writer.batch_execute("COMMIT").await?;
+        phase(&daemon, "1", &["streaming"]).await?;
+        desk.assert_equal(&daemon, "1", "schema").await.with_context(|| change.to_owned())?;
+    }
+    Ok(())
 }
 
 /// T09: a table whose row in `carveout.copied` is gone is not taken for an empty one that only has to be followed.
