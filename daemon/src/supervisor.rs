@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use connectors::postgres::policy::Keyed;
-use connectors::postgres::{catalog, client, policy};
+use connectors::postgres::{catalog, client, policy, slot, snapshot};
 use schemas::config::Config;
 use schemas::record::{AckRecord, Fault, MoveRecord};
 use schemas::{Lsn, MoveId};
@@ -96,6 +96,7 @@ impl Supervisor {
             config.canonical_overrides(keyed.key_type).map_err(|error| Startup::Refused(error.to_string()))?;
         }
         same_keys(&records, &keyed)?;
+        see_tables(&config, &store, &keyed).await.map_err(startup)?;
         let (router, links) = open_lanes(&config, &records, &keyed, &ack)?;
         let (stop, stopped) = watch::channel(false);
         let (broken_in, broken) = mpsc::unbounded_channel();
@@ -256,6 +257,16 @@ fn quarantine(store: &Store, records: &mut [MoveRecord], ack: &AckRecord) -> Res
 async fn keyed_tables(config: &Config) -> anyhow::Result<Vec<Keyed>> {
     let source = client::connect(&config.source.url, "start").await?;
     Ok(policy::resolve(catalog::tables(&source).await?, &config.tenancy).keyed)
+}
+
+/// Remembers what is published now, so that a copy later waits for nobody who begins from here on.
+async fn see_tables(config: &Config, store: &Store, keyed: &[Keyed]) -> anyhow::Result<()> {
+    let source = client::connect(&config.source.url, "start").await?;
+    let published = slot::published(&source, &config.source.publication, &policy::names(keyed)).await?;
+    let next_xid = snapshot::next_xid(&source).await?;
+    let mut known = store.known_tables()?;
+    known.see(&published, next_xid);
+    Ok(store.put_known_tables(&known)?)
 }
 
 /// A move goes on by the key columns it was planned with, or not at all: its rows are in the target by those.
