@@ -14,3 +14,4 @@ mod settle;
 mod shape;
 mod surface;
 mod synchronous;
+mod tls;

@@ -25,7 +25,7 @@ use crate::carve::{cli, phase, verify_equal};
 use crate::settle::{self, SOON};
 
 /// One table whose primary key carries the tenant, one without any key.
-const TABLES: &str = "CREATE TABLE orders (bid integer, id integer, note text, PRIMARY KEY (bid, id)); \
+pub const TABLES: &str = "CREATE TABLE orders (bid integer, id integer, note text, PRIMARY KEY (bid, id)); \
                       CREATE TABLE events (bid integer, what text); \
                       INSERT INTO orders SELECT n % 5, n, 'order ' || n FROM generate_series(1, 500) n; \
                       INSERT INTO events SELECT n % 5, 'event ' || n FROM generate_series(1, 500) n";

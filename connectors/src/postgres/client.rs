@@ -2,13 +2,17 @@
 //! A setting of the database or the role must never change what a value looks like, or how
 //! durable a commit is.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use schemas::url::{PgUrl, SslMode};
-use tokio_postgres::{Client, Config, NoTls};
+use schemas::url::PgUrl;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_postgres::config::ChannelBinding;
+use tokio_postgres::{Client, Config, Connection, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::Instrument;
 
-use super::{Doing, Error, Result};
+use super::{Doing, Error, Result, tls};
 
 /// What every session of ours begins with; the replication connection uses the same.
 pub const PINNED: &str = "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 -c timezone=UTC \
@@ -36,7 +40,7 @@ pub async fn connect(url: &PgUrl, purpose: &str) -> Result<Client> {
 /// Connects with further session settings (`-c name=value …`).
 pub async fn connect_with(url: &PgUrl, purpose: &str, settings: &str) -> Result<Client> {
     let doing = || format!("connect to {url}");
-    require_plain(url)?;
+    let tls = tls::config(url)?;
     let mut config = Config::new();
     config.host(url.host.as_deref().unwrap_or("localhost")).port(url.port);
     config.application_name(format!("carveout {purpose}"));
@@ -52,34 +56,43 @@ pub async fn connect_with(url: &PgUrl, purpose: &str, settings: &str) -> Result<
         config.password(password.expose());
     }
     // The login counts too: a server may accept and then not answer.
-    let connected = tokio::time::timeout(timeout, config.connect(NoTls)).await;
+    let connected = async {
+        match tls {
+            None => {
+                config.ssl_mode(tokio_postgres::config::SslMode::Disable);
+                let (client, connection) = config.connect(NoTls).await.doing(doing())?;
+                run(connection);
+                Ok(client)
+            }
+            Some(tls) => {
+                config.ssl_mode(tokio_postgres::config::SslMode::Require);
+                config.channel_binding(match url.channel_binding.as_deref() {
+                    Some("require") => ChannelBinding::Require,
+                    Some("disable") => ChannelBinding::Disable,
+                    _ => ChannelBinding::Prefer,
+                });
+                let tls = MakeRustlsConnect::new(Arc::unwrap_or_clone(tls));
+                let (client, connection) = config.connect(tls).await.doing(doing())?;
+                run(connection);
+                Ok(client)
+            }
+        }
+    };
     let late = |_| Error::connection(doing(), format!("no answer within {} s", timeout.as_secs()));
-    let (client, connection) = connected.map_err(late)?.doing(doing())?;
-    // The client notices by itself when its connection ends; the reason reaches the next query.
+    tokio::time::timeout(timeout, connected).await.map_err(late)?
+}
+
+/// Carries the session's messages. The client notices by itself when its connection ends; the reason reaches
+/// the next query.
+fn run<S, T>(connection: Connection<S, T>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let task = async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "connection ended");
         }
     };
     tokio::spawn(task.in_current_span());
-    Ok(client)
-}
-
-/// Refuses a URL that asks for TLS, which this version does not speak.
-pub fn require_plain(url: &PgUrl) -> Result<()> {
-    if url.channel_binding.as_deref() == Some("require") {
-        return Err(Error::state(
-            format!("connect to {url}"),
-            "channel_binding=require needs TLS, which this version does not have",
-        ));
-    }
-    match url.effective_sslmode() {
-        SslMode::Disable => Ok(()),
-        mode => Err(Error::state(
-            format!("connect to {url}"),
-            format!(
-                "sslmode={mode} needs TLS, which this version does not have; over a trusted network add sslmode=disable to the URL"
-            ),
-        )),
-    }
 }

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use super::tls;
+
 /// The result of everything in this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -124,6 +126,13 @@ impl<T> Doing<T> for std::result::Result<T, tokio_postgres::Error> {
                 let mut text = error.to_string();
                 let mut source = std::error::Error::source(&error);
                 while let Some(inner) = source {
+                    // Only in a TLS handshake: there tells the cause by itself.
+                    if text == "error performing TLS handshake" {
+                        return match inner.downcast_ref::<std::io::Error>() {
+                            Some(io) => tls::handshake(doing, io),
+                            None => Error::state(doing, tls::NOT_OFFERED),
+                        };
+                    }
                     text = format!("{text}: {inner}");
                     source = inner.source();
                 }

@@ -17,6 +17,7 @@ pub mod quote;
 pub mod slot;
 pub mod snapshot;
 pub mod stream;
+mod tls;
 pub mod wire;
 
 pub use error::{Doing, Error, Result};

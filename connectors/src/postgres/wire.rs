@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 
 pub(super) use self::report::Report;
 use super::quote::ident;
-use super::{Error, Result, client};
+use super::{Error, Result, tls};
 
 /// To connect and to be accepted, where the URL does not say, or says 0: nothing waits for ever.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -69,14 +69,14 @@ pub struct SystemId {
 impl Wire {
     /// Connects and authenticates; `application_name` shows in `pg_stat_replication`.
     pub async fn connect(url: &PgUrl, application_name: &str) -> Result<Wire> {
-        client::require_plain(url)?;
+        let tls = tls::config(url)?;
         let limit = url.connect_timeout.filter(|&s| s > 0).map_or(CONNECT_TIMEOUT, Duration::from_secs);
         within(&format!("connect to {url} for replication"), limit, async {
-            let socket = login::open_socket(url).await.map_err(|error| Error::connection("open socket", error))?;
+            let (socket, binding) = login::open_socket(url, tls).await?;
             let mut wire = Wire::over(socket);
             let user = url.user.as_deref().unwrap_or("postgres");
             wire.send(|out| login::startup(url, user, application_name, out)).await?;
-            wire.authenticate(user, url.password.as_ref().map(|password| password.expose())).await?;
+            wire.authenticate(user, url.password.as_ref().map(|password| password.expose()), &binding).await?;
             wire.answer().await?;
             Ok(wire)
         })

@@ -54,7 +54,7 @@ async fn a_server_that_skips_its_proof_is_refused() {
     let (mut server, client) = duplex(1024);
     let bytes = [message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0"), message(b'R', &[0; 4])].concat();
     server.write_all(&bytes).await.unwrap();
-    assert!(Wire::over(Box::new(client)).authenticate("u", Some("p")).await.is_err());
+    assert!(Wire::over(Box::new(client)).authenticate("u", Some("p"), &login::Binding::default()).await.is_err());
 }
 
 #[test]
