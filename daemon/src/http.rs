@@ -7,6 +7,7 @@
 mod answer;
 mod connection;
 mod guard;
+mod page;
 mod tenants;
 pub mod token;
 
@@ -75,9 +76,12 @@ async fn serve_router(
 /// Every route there is. The commands share one, so that none can be added without the guard.
 fn router(supervisor: Weak<Supervisor>, token: Token) -> Router {
     Router::new()
+        .route("/", get(page::page))
+        .route("/v1/events", get(page::events))
         .route("/livez", get(alive))
         .route("/healthz", get(alive))
         .route("/readyz", get(tenants::ready))
+        .route("/metrics", get(tenants::metrics))
         .route("/v1/status", get(tenants::status))
         .route("/v1/tenants", get(tenants::list))
         .route("/v1/tenants/{tenant}", get(tenants::one))

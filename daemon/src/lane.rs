@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use connectors::postgres::Error;
 use connectors::postgres::apply::{Mode, PostgresSink, Sink, SinkPlan};
 use connectors::postgres::control::Copied;
+use prometheus_client::metrics::histogram::Histogram;
 use schemas::record::Fault;
 use schemas::{Lsn, Snapshot, TableName};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -51,6 +52,8 @@ pub struct LanePlan {
     pub must_hold: Lsn,
     /// Most rows in a group.
     pub batch_rows: usize,
+    /// How long the groups take.
+    pub apply_seconds: Histogram,
 }
 
 /// What a lane shows of itself.
@@ -356,7 +359,7 @@ impl Lane {
         group: &mut Group,
         transactions: usize,
     ) -> std::result::Result<Lsn, End> {
-        let start = reader.place();
+        let (start, began) = (reader.place(), Instant::now());
         let mut limits = Limits { rows: self.plan.batch_rows, transactions };
         let mut mode = Mode::Sets;
         group.begin(limits);
@@ -366,6 +369,7 @@ impl Lane {
             let error = match taken {
                 Ok(end) => {
                     self.plan.spool.set_applied(end, reader.place());
+                    self.plan.apply_seconds.observe(began.elapsed().as_secs_f64());
                     self.meter.changes.fetch_add(sink.applied(), Ordering::Relaxed);
                     self.meter.transactions.fetch_add(group.transactions() as u64, Ordering::Relaxed);
                     reader.free().map_err(|error| self.spool_broken(&error))?;

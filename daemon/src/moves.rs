@@ -7,7 +7,7 @@ mod driver;
 pub mod verify;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use connectors::postgres::apply::SinkPlan;
@@ -21,6 +21,7 @@ use schemas::{Lsn, MoveId, Phase, TableName};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::lane::{LaneCommand, LaneMeter};
+use crate::metrics::{Metrics, Numbers};
 use crate::pipeline::PipelineHandle;
 use crate::router::TableRoute;
 use crate::spool::SpoolState;
@@ -50,6 +51,8 @@ pub struct Context {
     pub copy_tables: Semaphore,
     /// `limits.copy_rows_per_second`.
     pub throttle: Throttle,
+    /// What is measured.
+    pub metrics: Metrics,
 }
 
 impl Context {
@@ -125,6 +128,8 @@ pub struct Moving {
     pub rows_copied: AtomicU64,
     /// Whether both sides are being compared now.
     pub verifying: AtomicBool,
+    /// Rows that the last comparison in this run found different.
+    differences: Mutex<Option<u64>>,
     /// Set to end the driver and the lane.
     pub stop: watch::Sender<bool>,
 }
@@ -140,6 +145,7 @@ impl Moving {
             lane: Mutex::new(None),
             meter: Arc::default(),
             verifying: AtomicBool::new(false),
+            differences: Mutex::new(None),
             stop: watch::Sender::new(false),
         }
     }
@@ -166,6 +172,16 @@ impl Moving {
 
     fn set_lane(&self, commands: Option<mpsc::Sender<LaneCommand>>) {
         *lock(&self.lane) = commands;
+    }
+
+    /// What it counts in this run.
+    pub fn numbers(&self) -> Numbers {
+        Numbers {
+            tenant: self.record().tenant,
+            changes: self.meter.changes.load(Ordering::Relaxed),
+            transactions: self.meter.transactions.load(Ordering::Relaxed),
+            differences: *lock(&self.differences),
+        }
     }
 
     /// Changes the record and stores it; in memory only once it is stored.

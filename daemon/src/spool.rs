@@ -51,6 +51,8 @@ pub struct SpoolState {
     known_applied: AtomicU64,
     /// Commit time of the first transaction that the target does not hold.
     oldest: AtomicI64,
+    /// Where that one's commit record begins.
+    oldest_lsn: AtomicU64,
 }
 
 impl SpoolState {
@@ -62,6 +64,7 @@ impl SpoolState {
             applied: AtomicU64::new(0),
             known_applied: AtomicU64::new(0),
             oldest: AtomicI64::new(0),
+            oldest_lsn: AtomicU64::new(0),
         }
     }
 
@@ -97,8 +100,15 @@ impl SpoolState {
     }
 
     /// The transaction that is about to be applied, or the first after a time of rest, committed then.
-    pub fn set_oldest(&self, commit_ts: i64) {
+    pub fn set_oldest(&self, commit_ts: i64, commit_lsn: Lsn) {
         self.oldest.store(commit_ts, Ordering::Relaxed);
+        self.oldest_lsn.store(commit_lsn.0, Ordering::Relaxed);
+    }
+
+    /// Up to where the target holds everything of its tenant: a lane that had nothing to apply for long is at
+    /// the transaction that came then.
+    pub fn position(&self) -> Lsn {
+        Lsn(self.oldest_lsn.load(Ordering::Relaxed)).max(self.known_applied())
     }
 
     /// The lane's target holds everything up to `end`, which ends at `place`.

@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::Instrument;
 
+use crate::metrics::Metrics;
 use crate::moves::{self, Context, Moving, SpoolLink, drive};
 use crate::pipeline;
 use crate::router::{Broken, Budget, LaneEnd, Router};
@@ -108,6 +109,7 @@ impl Supervisor {
             copying: Semaphore::new(limits.copy_parallel as usize),
             copy_tables: Semaphore::new(limits.copy_parallel as usize),
             throttle: Throttle::new(limits.copy_rows_per_second.into()),
+            metrics: Metrics::new(config.metrics.per_tenant),
             state: store.identity()?,
             config,
             store,

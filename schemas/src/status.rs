@@ -78,6 +78,9 @@ pub struct TenantStatus {
     /// What failed and is being tried again; null when nothing is.
     #[serde(default)]
     pub waiting_for: Option<String>,
+    /// Row changes applied since the daemon started.
+    #[serde(default)]
+    pub changes_applied: u64,
     /// The position of the last clean `verify`.
     pub verified_at_lsn: Option<Lsn>,
     /// Raised by each flip; null until there has been a cutover.

@@ -8,6 +8,7 @@ mod prepare;
 mod secrets;
 mod slot;
 mod stopping;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;

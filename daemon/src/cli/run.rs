@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use schemas::config::Config;
 use schemas::status::Status;
+use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -42,7 +43,8 @@ async fn live(config: Config) -> Result<Exit, Failure> {
     };
     let supervisor = started.map_err(|error| not_started(&error))?;
     tracing::info!(%address, "answering");
-
+    tell_systemd(&[NotifyState::Ready]);
+    watchdog(&supervisor);
     let (end, ended) = oneshot::channel::<()>();
     let shutdown = async { ended.await.unwrap_or_default() };
     let mut server = tokio::spawn(http::serve(Arc::downgrade(&supervisor), listener, token, shutdown));
@@ -66,6 +68,7 @@ async fn live(config: Config) -> Result<Exit, Failure> {
 /// Ends in order; a second signal ends the process at once.
 async fn stop(supervisor: &Supervisor, signals: &mut Signals) {
     tracing::info!("stopping; a second signal ends at once");
+    tell_systemd(&[NotifyState::Stopping]);
     tokio::select! {
         () = supervisor.stop() => tracing::info!("stopped"),
         () = signals.next() => {
@@ -73,6 +76,28 @@ async fn stop(supervisor: &Supervisor, signals: &mut Signals) {
             std::process::exit(Exit::No as i32);
         }
     }
+}
+
+/// Where systemd started us (Type=notify), it is told; elsewhere nothing happens.
+fn tell_systemd(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "systemd could not be told");
+    }
+}
+
+/// Where the unit has a WatchdogSec: signs of life, as long as the status can be told.
+fn watchdog(supervisor: &Arc<Supervisor>) {
+    let Some(every) = sd_notify::watchdog_enabled().map(|limit| limit / 2) else { return };
+    let supervisor = Arc::downgrade(supervisor);
+    tokio::spawn(async move {
+        while let Some(supervisor) = supervisor.upgrade() {
+            let status = supervisor.status();
+            drop(supervisor);
+            let line = format!("{}, {} moves", status.source.state, status.tenants.len());
+            tell_systemd(&[NotifyState::Watchdog, NotifyState::Status(&line)]);
+            tokio::time::sleep(every).await;
+        }
+    });
 }
 
 /// SIGTERM and SIGINT, from now on.

@@ -9,6 +9,7 @@ use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use schemas::config::Isolation;
 use schemas::status::{Status, TenantStatus};
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tracing::Instrument;
 
 use super::answer::Problem;
+use crate::metrics;
 use crate::supervisor::{Refusal, Supervisor};
 
 /// The longest body that is read, in bytes.
@@ -52,6 +54,16 @@ pub async fn ready(State(daemon): Daemon) -> Result<&'static str, Problem> {
         )
     };
     alive(&daemon)?.ready().map(|()| "ready\n").map_err(not_ready)
+}
+
+/// `GET /metrics`
+pub async fn metrics(State(daemon): Daemon) -> Result<Response, Problem> {
+    let text = alive(&daemon)?.metrics();
+    let failed = |error: std::fmt::Error| {
+        let next = "see the daemon's log";
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "metrics", "/metrics", error.to_string(), next)
+    };
+    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text.map_err(failed)?).into_response())
 }
 
 /// `GET /v1/status`

@@ -83,15 +83,9 @@ async fn every_command_is_post_and_needs_the_token() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_exist_is_404_in_json() {
     let address = served().await;
-    for path in [
-        "/",
-        "/v2",
-        "/v1/tenants/",
-        "/v1/tenants/7/move/now",
-        "/v1/tenants/7/route",
-        "/v1/tenants/../status",
-        "/livez/",
-    ] {
+    for path in
+        ["/v2", "/v1/tenants/", "/v1/tenants/7/move/now", "/v1/tenants/7/route", "/v1/tenants/../status", "/livez/"]
+    {
         assert_fault(&ask(address, "GET", path, None, "").await, 404, "not_found");
     }
     assert_fault(&ask(address, "POST", "/v1/tenants/7/drop", Some(TOKEN), "").await, 404, "not_found");

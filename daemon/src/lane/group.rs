@@ -161,7 +161,7 @@ impl Group {
                 Some(Frame::Begin { xid, commit_lsn, commit_ts }) => {
                     self.current = Some((xid, commit_lsn));
                     if self.transactions == 0 {
-                        self.spool.set_oldest(commit_ts);
+                        self.spool.set_oldest(commit_ts, commit_lsn);
                     }
                 }
                 Some(Frame::Message(message)) => match self.weigh(&message)? {

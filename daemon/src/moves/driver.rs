@@ -282,6 +282,7 @@ async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
         copied,
         prev_end: link.prev_end,
         must_hold: link.must_hold,
+        apply_seconds: context.metrics.apply_seconds(&record.tenant),
         batch_rows: usize::try_from(context.config.tenant_strategy.migration_config.batch_size).unwrap_or(usize::MAX),
     };
     moving.set_lane(Some(commands));

@@ -80,6 +80,7 @@ pub async fn verify(context: &Context, moving: &Moving) -> Result<VerifyReport, 
         report.equal &= table.differences == 0;
         report.tables.push(table);
     }
+    *super::lock(&moving.differences) = Some(report.tables.iter().map(|table| table.differences).sum());
     moving.update(&context.store, |record| record.verified_at = report.equal.then_some(report.lsn))?;
     tracing::info!(id = %record.id, tenant = %record.tenant, equal = report.equal, at = %report.lsn, "verified");
     Ok(report)

@@ -91,7 +91,7 @@ impl SpoolWriter {
                 fs::remove_file(segment_path(dir, number))?;
             }
             let sealed = Sealed { segment: 1, offset: 0, end: must_hold };
-            found = Found { sealed, prev_end: must_hold, bytes: 0, oldest: 0 };
+            found = Found { sealed, prev_end: must_hold, bytes: 0, oldest: (0, Lsn::ZERO) };
         }
         for number in segments(dir)?.into_iter().filter(|number| *number > found.sealed.segment) {
             fs::remove_file(segment_path(dir, number))?;
@@ -100,7 +100,7 @@ impl SpoolWriter {
         let file = OpenOptions::new().create(true).append(true).open(&path)?;
         file.set_len(found.sealed.offset)?;
         let state = Arc::new(SpoolState::new(found.sealed, found.bytes));
-        state.set_oldest(found.oldest);
+        state.set_oldest(found.oldest.0, found.oldest.1);
         let mut writer = SpoolWriter {
             dir: dir.to_owned(),
             file,
@@ -170,7 +170,7 @@ impl SpoolWriter {
                 self.rotate()?;
             }
             if self.state.caught_up() {
-                self.state.set_oldest(commit_ts);
+                self.state.set_oldest(commit_ts, commit_lsn);
             }
             self.begun = true;
             self.put(b'B', &[&xid.to_be_bytes(), &commit_lsn.0.to_be_bytes(), &commit_ts.to_be_bytes()]);
@@ -317,8 +317,8 @@ struct Found {
     sealed: Sealed,
     prev_end: Lsn,
     bytes: u64,
-    /// Commit time of the first transaction.
-    oldest: i64,
+    /// Commit time and position of the first transaction.
+    oldest: (i64, Lsn),
 }
 
 /// Reads every frame up to the first that is missing or damaged.
@@ -326,7 +326,7 @@ fn scan(dir: &Path) -> io::Result<Found> {
     let numbers = segments(dir)?;
     let first = numbers.first().copied().unwrap_or(1);
     let start = Sealed { segment: first, offset: 0, end: Lsn::ZERO };
-    let mut found = Found { sealed: start, prev_end: Lsn::ZERO, bytes: 0, oldest: 0 };
+    let mut found = Found { sealed: start, prev_end: Lsn::ZERO, bytes: 0, oldest: (0, Lsn::ZERO) };
     let mut open = false;
     // The first segment may begin inside a transaction whose beginning is gone: only a target that holds
     // that transaction can go on from there.
@@ -342,9 +342,9 @@ fn scan(dir: &Path) -> io::Result<Found> {
                     found.sealed = Sealed { segment: number, offset, end: prev_end };
                 }
                 Frame::Segment { .. } if !open => found.sealed = Sealed { segment: number, offset, ..found.sealed },
-                Frame::Begin { commit_ts, .. } => {
+                Frame::Begin { commit_ts, commit_lsn, .. } => {
                     (open, headless) = (true, false);
-                    found.oldest = if found.oldest == 0 { commit_ts } else { found.oldest };
+                    found.oldest = if found.oldest.0 == 0 { (commit_ts, commit_lsn) } else { found.oldest };
                 }
                 Frame::Commit { end } => {
                     open = false;

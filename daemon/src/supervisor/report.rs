@@ -32,6 +32,19 @@ impl Supervisor {
         Status { version: env!("CARGO_PKG_VERSION").to_owned(), source, tenants }
     }
 
+    /// Raised when the daemon stops.
+    pub fn stopping(&self) -> tokio::sync::watch::Receiver<bool> {
+        self.stop.subscribe()
+    }
+
+    /// `GET /metrics`.
+    pub fn metrics(&self) -> Result<String, std::fmt::Error> {
+        let entries: Vec<Entry> = self.lock().values().cloned().collect();
+        let active = entries.iter().filter(|entry| entry.moving.record().phase != Phase::Cancelled);
+        let numbers: Vec<_> = active.map(|entry| entry.moving.numbers()).collect();
+        self.context.metrics.text(&self.status(), &numbers)
+    }
+
     /// One tenant's move; a cancelled one only when there is no other.
     pub fn tenant(&self, tenant: &str) -> Option<TenantStatus> {
         let progress = self.context.pipeline.progress.borrow().clone();
@@ -66,7 +79,7 @@ fn tenant_status(moving: &Moving, progress: &Progress) -> TenantStatus {
     // A lane that has nothing to apply moves on with the stream.
     let applied_lsn = match &spool {
         Some(spool) if following && spool.caught_up() => progress.received,
-        Some(spool) => spool.known_applied(),
+        Some(spool) => spool.position(),
         None => Lsn::ZERO,
     };
     let now = clock::unix_micros();
@@ -98,6 +111,7 @@ fn tenant_status(moving: &Moving, progress: &Progress) -> TenantStatus {
         blocked_by,
         fault: record.fault,
         waiting_for,
+        changes_applied: moving.meter.changes.load(Ordering::Relaxed),
         verified_at_lsn: record.verified_at,
         route_epoch: None,
         tenant: record.tenant,

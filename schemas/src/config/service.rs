@@ -67,7 +67,7 @@ impl Default for Http {
     }
 }
 
-/// The `metrics` block. Not used yet.
+/// The `metrics` block.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Metrics {

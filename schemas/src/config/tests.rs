@@ -97,7 +97,6 @@ fn only_the_unused_keys_of_the_file_are_listed() {
         "tenant_strategy.migration_config.dual_write_duration",
         "limits.memory",
         "limits.reverse_slots",
-        "metrics.per_tenant",
         "hooks.before_cutover",
         "hooks.after_cutover",
         "kafka.brokers",

@@ -5,7 +5,7 @@
 use super::yaml::{Node, Value};
 
 /// Blocks of which no key is used.
-const BLOCKS: [&[&str]; 3] = [&["metrics"], &["hooks"], &["kafka"]];
+const BLOCKS: [&[&str]; 2] = [&["hooks"], &["kafka"]];
 
 /// Keys in blocks that are used otherwise.
 const KEYS: [&[&str]; 7] = [
