@@ -184,7 +184,7 @@ impl Lane {
 
     fn fault(&self, error: &Error) -> Fault {
         let code = if error.is_constraint() { "constraint" } else { "apply" };
-        let at = self.plan.spool.applied();
+        let at = self.plan.spool.position();
         let next = format!("mend the target, then `carveout move` resumes after {at}; or `carveout cancel`");
         Fault::new(code, self.plan.sink.id.to_string(), format!("after {at}: {error}"), next)
     }
