@@ -89,9 +89,8 @@ impl Metrics {
     }
 
     fn tenants(&self, registry: &mut Registry, status: &Status, numbers: &[Numbers]) {
-        let lag: Family<Labels, Gauge<f64, AtomicU64>> = Family::default();
-        let (behind, spool) = (lag_family(), lag_family());
-        let differences = lag_family();
+        let gauges = Family::<Labels, Gauge<f64, AtomicU64>>::default;
+        let (lag, behind, spool, differences) = (gauges(), gauges(), gauges(), gauges());
         let counter = Family::<Labels, Counter>::default;
         let (changes, transactions, copied) = (counter(), counter(), counter());
         for tenant in &status.tenants {
@@ -122,8 +121,4 @@ impl Metrics {
         registry.register("transactions_applied", "Source transactions applied since the daemon started", transactions);
         registry.register("verify_differences", "Rows that the last verify found different", differences);
     }
-}
-
-fn lag_family() -> Family<Labels, Gauge<f64, AtomicU64>> {
-    Family::default()
 }

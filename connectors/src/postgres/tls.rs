@@ -29,9 +29,10 @@ pub(super) fn config(url: &PgUrl) -> Result<Option<Arc<ClientConfig>>> {
     let mode = url.effective_sslmode();
     let binding_needed = url.channel_binding.as_deref() == Some("require");
     // A socket within the machine carries no TLS, as in libpq.
-    let local_socket = url.host.as_deref().is_some_and(|host| host.starts_with('/'));
+    if url.host.as_deref().is_some_and(|host| host.starts_with('/')) {
+        return Ok(None);
+    }
     let names = match mode {
-        _ if local_socket => Names::Any,
         SslMode::Disable if binding_needed => {
             return Err(Error::state(doing(), "channel_binding=require needs TLS, and sslmode=disable says without"));
         }
@@ -45,17 +46,17 @@ pub(super) fn config(url: &PgUrl) -> Result<Option<Arc<ClientConfig>>> {
         SslMode::Require | SslMode::VerifyCa => Names::Any,
         SslMode::VerifyFull => Names::Same,
     };
-    if local_socket {
-        return Ok(None);
-    }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier: Arc<dyn ServerCertVerifier> = match names {
-        Names::Unchecked => Arc::new(Unchecked(Arc::clone(&provider))),
+        Names::Unchecked => Arc::new(Lenient { chain: None, provider: Arc::clone(&provider) }),
         names => {
             let roots = Arc::new(roots(url)?);
             let chain = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
             let chain = chain.map_err(|error| Error::state(doing(), error))?;
-            if matches!(names, Names::Same) { chain } else { Arc::new(AnyName(chain)) }
+            match names {
+                Names::Same => chain,
+                _ => Arc::new(Lenient { chain: Some(chain), provider: Arc::clone(&provider) }),
+            }
         }
     };
     let config = ClientConfig::builder_with_provider(provider)
@@ -127,11 +128,15 @@ fn next(error: &rustls::Error) -> &'static str {
     }
 }
 
-/// A certificate from a known authority, whomever it names.
+/// A certificate whomever it names: from a known authority, or without a chain to check any, whose key the
+/// server has to have nevertheless.
 #[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
+struct Lenient {
+    chain: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<CryptoProvider>,
+}
 
-impl ServerCertVerifier for AnyName {
+impl ServerCertVerifier for Lenient {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -141,7 +146,8 @@ impl ServerCertVerifier for AnyName {
         now: UnixTime,
     ) -> std::result::Result<ServerCertVerified, rustls::Error> {
         use rustls::Error::InvalidCertificate;
-        match self.0.verify_server_cert(certificate, chain, name, ocsp, now) {
+        let Some(known) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
+        match known.verify_server_cert(certificate, chain, name, ocsp, now) {
             // The name is looked at last: everything else was found good.
             Err(InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
@@ -156,46 +162,7 @@ impl ServerCertVerifier for AnyName {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-}
-
-/// Any certificate, whose key the server has to have nevertheless.
-#[derive(Debug)]
-struct Unchecked(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unchecked {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.0.signature_verification_algorithms;
+        let known = &self.provider.signature_verification_algorithms;
         rustls::crypto::verify_tls12_signature(message, certificate, signature, known)
     }
 
@@ -205,12 +172,12 @@ impl ServerCertVerifier for Unchecked {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.0.signature_verification_algorithms;
+        let known = &self.provider.signature_verification_algorithms;
         rustls::crypto::verify_tls13_signature(message, certificate, signature, known)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
