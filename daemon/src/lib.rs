@@ -8,6 +8,7 @@ pub mod http;
 pub mod lane;
 pub mod metrics;
 pub mod moves;
+pub mod ownership;
 pub mod pipeline;
 pub mod router;
 pub mod spool;

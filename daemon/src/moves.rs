@@ -4,6 +4,7 @@
 
 mod copy;
 mod driver;
+mod keys;
 pub mod verify;
 
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use connectors::postgres::apply::SinkPlan;
 use connectors::postgres::control::Origin;
-use connectors::postgres::policy::Keyed;
+use connectors::postgres::policy::{Owned, Path};
 use connectors::postgres::{self, catalog, client, policy};
 use schemas::config::{Config, Target};
 use schemas::phase::Event;
@@ -82,12 +83,12 @@ impl Context {
     }
 
     /// The tables of a move as the source has them now.
-    pub async fn tables(&self, names: &[TableName]) -> Result<Vec<Keyed>, StepError> {
+    pub async fn tables(&self, names: &[TableName]) -> Result<Vec<Owned>, StepError> {
         let source = client::connect(&self.config.source.url, "plan").await?;
         let found = policy::resolve(catalog::tables(&source).await?, &self.config.tenancy);
-        let keyed: Vec<Keyed> = found.keyed.into_iter().filter(|keyed| names.contains(&keyed.table.name)).collect();
-        match names.iter().find(|name| !keyed.iter().any(|keyed| &keyed.table.name == *name)) {
-            None => Ok(keyed),
+        let owned: Vec<Owned> = found.owned.into_iter().filter(|owned| names.contains(&owned.table.name)).collect();
+        match names.iter().find(|name| !owned.iter().any(|owned| &owned.table.name == *name)) {
+            None => Ok(owned),
             Some(gone) => {
                 let finding = found.findings.into_iter().find(|finding| finding.object == gone.to_string());
                 let cause = finding.map_or("it is gone or excluded".to_owned(), |finding| finding.cause);
@@ -99,9 +100,14 @@ impl Context {
 }
 
 /// How the rows of these tables are routed.
-pub fn routes(keyed: &[Keyed]) -> Vec<(TableName, TableRoute)> {
-    let route = |keyed: &Keyed| TableRoute { key: keyed.key.clone(), null_tenant: keyed.null_tenant };
-    keyed.iter().map(|keyed| (keyed.table.name.clone(), route(keyed))).collect()
+pub fn routes(owned: &[Owned]) -> Vec<(TableName, TableRoute)> {
+    let route = |owned: &Owned| TableRoute {
+        path: owned.route(),
+        null_tenant: owned.null_tenant,
+        row_key: owned.table.best_key().map(|key| key.columns.clone()).unwrap_or_default(),
+        may_outlive: matches!(&owned.path, Path::Via(via) if via.key.may_outlive),
+    };
+    owned.iter().map(|owned| (owned.table.name.clone(), route(owned))).collect()
 }
 
 /// The lane's spool, as long as it is open in the pipeline.
@@ -240,7 +246,8 @@ impl Moving {
     /// Where the lane applies to.
     pub fn sink_plan(&self, target: &Target, epoch: i64) -> SinkPlan {
         let record = self.record();
-        SinkPlan { url: target.url.clone(), id: record.id, epoch, tables: record.tables, schema: record.schema }
+        let tables = record.tables.into_iter().zip(record.paths).collect();
+        SinkPlan { url: target.url.clone(), id: record.id, epoch, tables, schema: record.schema }
     }
 }
 

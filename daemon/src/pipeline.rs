@@ -8,6 +8,7 @@ mod connect;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use connectors::postgres::pgoutput::{self, Message};
 use connectors::postgres::stream::{Frame, Stream};
 use connectors::postgres::{Error, Result};
@@ -18,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::ack::{AckError, Acknowledger, Done, Round, SharedUnseen};
+use crate::ownership::Reference;
 use crate::router::{Broken, LaneEnd, Router, TableRoute};
 use crate::stop;
 use crate::store::Store;
@@ -57,6 +59,8 @@ pub struct Progress {
     pub owns_slot: bool,
     /// What stopped it, or what it waits for.
     pub fault: Option<Fault>,
+    /// How often the lanes' keys were lost: they have to be read again.
+    pub keys_lost: u64,
 }
 
 /// What can be asked of the pipeline.
@@ -77,6 +81,52 @@ pub enum Command {
         /// Answered with the lane, if it was open.
         closed: oneshot::Sender<Option<LaneEnd>>,
     },
+    /// A lane's keys are about to be read from its target.
+    BeginKeys {
+        /// The move.
+        id: MoveId,
+        /// Answered with what to read; `None` when the lane has no rows that others refer to.
+        begun: oneshot::Sender<Option<Keys>>,
+    },
+    /// Some of a lane's keys.
+    AddKeys {
+        /// The move.
+        id: MoveId,
+        /// What they are keys of.
+        reference: Reference,
+        /// Each as the wire carries it.
+        keys: Vec<Bytes>,
+        /// Answered when they are in the index.
+        added: oneshot::Sender<Added>,
+    },
+    /// No more of a lane's keys come.
+    EndKeys {
+        /// The move.
+        id: MoveId,
+        /// They are all there; otherwise they are forgotten.
+        complete: bool,
+        /// False: they do not count, and have to be read again.
+        ended: oneshot::Sender<bool>,
+    },
+}
+
+/// What is read of a lane's keys.
+pub struct Keys {
+    /// The target must hold everything up to here first.
+    pub from: Lsn,
+    /// Tables and columns.
+    pub tables: Vec<(Reference, TableName, Vec<String>)>,
+}
+
+/// What became of keys that were to be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added {
+    /// They are in the index.
+    Yes,
+    /// They do not count any more: begin again.
+    Lost,
+    /// The index would outgrow `limits.memory`.
+    Full,
 }
 
 /// The others' end of the pipeline.
@@ -101,6 +151,28 @@ impl PipelineHandle {
     pub async fn close(&self, id: MoveId) -> anyhow::Result<Option<LaneEnd>> {
         let (closed, done) = oneshot::channel();
         self.commands.send(Command::Close { id, closed }).await.map_err(|_| stopped())?;
+        done.await.map_err(|_| stopped())
+    }
+
+    /// Begins to read a lane's keys.
+    pub async fn begin_keys(&self, id: MoveId) -> anyhow::Result<Option<Keys>> {
+        let (begun, done) = oneshot::channel();
+        self.commands.send(Command::BeginKeys { id, begun }).await.map_err(|_| stopped())?;
+        done.await.map_err(|_| stopped())
+    }
+
+    /// Adds keys of a lane.
+    pub async fn add_keys(&self, id: MoveId, reference: Reference, keys: Vec<Bytes>) -> anyhow::Result<Added> {
+        let (added, done) = oneshot::channel();
+        self.commands.send(Command::AddKeys { id, reference, keys, added }).await.map_err(|_| stopped())?;
+        done.await.map_err(|_| stopped())
+    }
+
+    /// A lane's keys are complete: what refers to them is routed by them from here on; or they are not, and are
+    /// forgotten. False when they have to be read again.
+    pub async fn end_keys(&self, id: MoveId, complete: bool) -> anyhow::Result<bool> {
+        let (ended, done) = oneshot::channel();
+        self.commands.send(Command::EndKeys { id, complete, ended }).await.map_err(|_| stopped())?;
         done.await.map_err(|_| stopped())
     }
 
@@ -164,6 +236,7 @@ pub fn spawn(
         owns_slot: false,
         behind_since: None,
         fault: None,
+        keys_lost: 0,
     });
     let handle = PipelineHandle { commands: commands_in, progress: progress.subscribe(), unseen: unseen.clone() };
     let mut acknowledger =
@@ -217,6 +290,7 @@ impl Pipeline {
             if !self.router.restart() {
                 // The spools still hold what was shown or to be acknowledged; the rest has to come again.
                 self.position = self.requested.max(self.progress.borrow().received);
+                self.progress.send_modify(|progress| progress.keys_lost += 1);
             }
             self.report_broken();
             match ended {
@@ -359,7 +433,7 @@ impl Pipeline {
         Ok(())
     }
 
-    fn message(&mut self, payload: &bytes::Bytes) -> Result<()> {
+    fn message(&mut self, payload: &Bytes) -> Result<()> {
         match pgoutput::decode(payload)? {
             Message::Begin { final_lsn, commit_ts, xid } => {
                 self.xid = xid;
@@ -367,7 +441,7 @@ impl Pipeline {
             }
             Message::Commit { end_lsn, .. } => {
                 self.unseen.lock().unwrap_or_else(PoisonError::into_inner).delivered(self.xid);
-                self.router.commit(end_lsn);
+                self.router.commit(end_lsn)?;
                 self.position = self.position.max(end_lsn);
             }
             message => self.router.change(payload, message)?,
@@ -400,7 +474,39 @@ impl Pipeline {
                 Command::Close { id, closed } => {
                     let _ = closed.send(self.router.close(id));
                 }
+                Command::BeginKeys { id, begun } => {
+                    let _ = begun.send(self.begin_keys(id));
+                }
+                Command::AddKeys { id, reference, keys, added } => {
+                    let _ = added.send(self.add_keys(id, reference, &keys));
+                }
+                Command::EndKeys { id, complete, ended } => {
+                    let known = self.router.ownership().end_reading(id, complete);
+                    if known {
+                        let index = self.router.ownership();
+                        let (keys, bytes) = (index.count(), index.bytes());
+                        tracing::info!(%id, keys, bytes, "whose the rows are that others refer to is known");
+                    }
+                    let _ = ended.send(known);
+                }
             }
+        }
+    }
+
+    fn begin_keys(&mut self, id: MoveId) -> Option<Keys> {
+        let from = self.router.lanes().find(|lane| lane.id == id)?.spool.end();
+        self.router.ownership().begin_reading(id).map(|tables| Keys { from, tables })
+    }
+
+    fn add_keys(&mut self, id: MoveId, reference: Reference, keys: &[Bytes]) -> Added {
+        let most = self.config.limits.memory.0;
+        let ownership = self.router.ownership();
+        if ownership.bytes() > most {
+            return Added::Full;
+        }
+        match keys.iter().all(|key| ownership.add(id, reference, key)) {
+            true => Added::Yes,
+            false => Added::Lost,
         }
     }
 

@@ -1,27 +1,39 @@
-//! Decides, by the tenant key in the row itself, which lanes a change belongs to, and writes it
-//! into their spools. Knows nothing of targets; never waits for anything but the page cache.
+//! Decides which lanes a change belongs to, by the tenant key in the row itself or by the row that it refers
+//! to, and writes it into their spools. Knows nothing of targets; never waits for anything but the page cache.
 
+mod relation;
 mod row;
+mod via;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use connectors::postgres::pgoutput::{self, Old, Relation, Tuple, Value};
+use connectors::postgres::apply::{Claim, Claims};
+use connectors::postgres::pgoutput::{self, Old, Relation, Tuple};
+use connectors::postgres::{Error, Result};
 use schemas::config::NullTenant;
 use schemas::record::{Fault, Published};
-use schemas::tenant::KeyType;
-use schemas::{Lsn, MoveId, TableName, TenantId};
+use schemas::{Lsn, MoveId, TableName, TablePath, TenantId};
 
+use crate::ownership::{Owner, Ownership, Reference};
 use crate::spool::{self, SpoolWriter};
-use row::{shown, tuple_of, whole_row};
+use relation::{Places, Routed};
+use row::{shown, whole_row};
+use via::Settling;
 
-/// A table that carries the tenant key.
+/// A table whose rows belong to tenants.
 #[derive(Clone, Debug)]
 pub struct TableRoute {
-    /// The column with the tenant's key.
-    pub key: String,
+    /// How a row's tenant is found.
+    pub path: TablePath,
     /// What a row without a tenant means.
     pub null_tenant: NullTenant,
+    /// The columns that name one row; empty where nothing does.
+    pub row_key: Vec<String>,
+    /// Rows may stay while the one that they refer to is deleted and made again in one transaction.
+    pub may_outlive: bool,
 }
 
 /// An open lane, as the router sees it.
@@ -64,23 +76,6 @@ pub struct Broken {
     pub fault: Fault,
 }
 
-/// What is known of a relation of the stream.
-struct Routed {
-    version: u64,
-    description: Bytes,
-    name: TableName,
-    /// Place of the tenant key, where the table is routed at all.
-    key: Option<usize>,
-    null_tenant: NullTenant,
-    /// Key bytes, as the wire carries them, to lane.
-    lanes: HashMap<Vec<u8>, MoveId>,
-    /// Every lane that has the table.
-    members: Vec<MoveId>,
-    /// Lanes that have it and that its rows cannot be routed to, with the reason: a change stops them.
-    faulty: Vec<(MoveId, Fault)>,
-    relation: Relation,
-}
-
 /// Budgets of the spools, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
@@ -94,10 +89,14 @@ pub struct Budget {
 pub struct Router {
     tables: BTreeMap<TableName, TableRoute>,
     lanes: BTreeMap<MoveId, LaneEnd>,
-    relations: HashMap<u32, Routed>,
+    relations: HashMap<u32, Arc<Routed>>,
     next_version: u64,
     budget: Budget,
+    ownership: Ownership,
     transaction: Option<Transaction>,
+    settling: Settling,
+    /// The end of the last transaction that was routed: what comes again is in the spools and in the index.
+    passed: Lsn,
     broken: Vec<Broken>,
     quarantined: BTreeSet<MoveId>,
     /// A spool had no room on the disk: what was received since the last cut is not all there.
@@ -109,24 +108,31 @@ struct Transaction {
     xid: u32,
     commit_lsn: Lsn,
     commit_ts: i64,
+    /// It was routed before the connection was lost.
+    again: bool,
 }
 
 impl Router {
-    /// A router for these tables, without lanes.
-    pub fn new(tables: BTreeMap<TableName, TableRoute>, budget: Budget) -> Self {
+    /// A router for these tables, without lanes; what a large transaction leaves undecided is kept in `scratch`.
+    pub fn new(tables: BTreeMap<TableName, TableRoute>, budget: Budget, scratch: PathBuf) -> Self {
         let (lanes, relations, broken) = (BTreeMap::new(), HashMap::new(), Vec::new());
         let quarantined = BTreeSet::new();
-        Router {
+        let mut router = Router {
             tables,
             lanes,
             relations,
             next_version: 1,
             budget,
+            ownership: Ownership::default(),
             transaction: None,
+            settling: Settling::new(scratch),
+            passed: Lsn::ZERO,
             broken,
             quarantined,
             full: false,
-        }
+        };
+        router.refer();
+        router
     }
 
     /// The open lanes.
@@ -139,9 +145,19 @@ impl Router {
         self.lanes.values_mut()
     }
 
+    /// Which lane owns the rows that `via` tables refer to.
+    pub fn ownership(&mut self) -> &mut Ownership {
+        &mut self.ownership
+    }
+
     /// Adds a lane; only between transactions, or it would miss the first half of one.
     pub fn open(&mut self, lane: LaneEnd, table: impl IntoIterator<Item = (TableName, TableRoute)>) {
         self.tables.extend(table);
+        self.refer();
+        let is_via = |name: &TableName| self.tables.get(name).is_some_and(|table| table.parent().is_some());
+        if lane.tables.values().any(is_via) {
+            self.ownership.open(lane.id);
+        }
         self.quarantined.remove(&lane.id);
         self.lanes.insert(lane.id, lane);
         self.reroute();
@@ -150,8 +166,25 @@ impl Router {
     /// Takes a lane out.
     pub fn close(&mut self, id: MoveId) -> Option<LaneEnd> {
         let lane = self.lanes.remove(&id);
+        self.ownership.close(id);
         self.reroute();
         lane
+    }
+
+    /// Gives every table that others refer to its places in the index, from the top down.
+    fn refer(&mut self) {
+        let names: Vec<TableName> = self.tables.keys().cloned().collect();
+        for name in names {
+            self.parent(&name);
+        }
+    }
+
+    /// What the rows of a `via` table refer to.
+    fn parent(&mut self, table: &TableName) -> Option<Reference> {
+        let (parent, columns) = self.tables.get(table)?.parent()?;
+        let (parent, columns) = (parent.clone(), columns.to_vec());
+        let above = self.parent(&parent);
+        Some(self.ownership.reference(&parent, &columns, above))
     }
 
     /// Every lane that broke and was not opened again: an acknowledgement passes them only with a
@@ -180,30 +213,39 @@ impl Router {
     pub fn restart(&mut self) -> bool {
         self.transaction = None;
         self.relations.clear();
+        self.settling.clear();
         let mut kept = !std::mem::take(&mut self.full);
         self.each_lane(|lane| {
             (lane.touched, lane.told) = (false, false);
             kept &= lane.spool.cut()?;
             Ok(())
         });
+        if !kept {
+            // The index has seen what the spools do not hold.
+            self.ownership.lose();
+            self.passed = Lsn::ZERO;
+        }
         kept
     }
 
     /// A transaction begins.
     pub fn begin(&mut self, xid: u32, commit_lsn: Lsn, commit_ts: i64) {
-        self.transaction = Some(Transaction { xid, commit_lsn, commit_ts });
+        let again = commit_lsn < self.passed;
+        self.transaction = Some(Transaction { xid, commit_lsn, commit_ts, again });
     }
 
     /// The transaction is complete; true when it touched a lane.
-    pub fn commit(&mut self, end: Lsn) -> bool {
+    pub fn commit(&mut self, end: Lsn) -> Result<bool> {
+        self.settle()?;
         self.transaction = None;
+        self.passed = self.passed.max(end);
         let mut touched = false;
         for lane in self.lanes.values_mut().filter(|lane| lane.touched) {
             (lane.touched, lane.told) = (false, false);
             touched = true;
             lane.spool.commit(end);
         }
-        touched
+        Ok(touched)
     }
 
     /// Shows the lanes what has been sealed, and holds the spools to their budget.
@@ -232,91 +274,125 @@ impl Router {
     }
 
     /// Routes one change.
-    pub fn change(&mut self, raw: &Bytes, message: pgoutput::Message<'_>) -> connectors::postgres::Result<()> {
+    pub fn change(&mut self, raw: &Bytes, message: pgoutput::Message<'_>) -> Result<()> {
         use pgoutput::Message as M;
         match message {
             // A copy: the message's bytes share a read buffer, which is not to be kept.
             M::Relation(relation) => self.learn(Bytes::copy_from_slice(raw), relation),
-            M::Insert { relation, new } => {
-                self.stop_faulty(relation);
-                let tenant = self.lane_of(relation, new)?;
-                self.write(tenant, relation, &[raw]);
-            }
-            M::Delete { relation, old } => {
-                self.stop_faulty(relation);
-                let tenant = self.lane_of(relation, tuple_of(old))?;
-                self.write(tenant, relation, &[raw]);
-            }
-            M::Update { relation, old, new } => {
-                self.stop_faulty(relation);
-                self.update(raw, relation, old, new)?;
-            }
+            M::Insert { relation, new } => self.row(raw, relation, None, Some(new))?,
+            M::Delete { relation, old } => self.row(raw, relation, Some(old), None)?,
+            M::Update { relation, old, new } => self.row(raw, relation, old, Some(new))?,
             M::Truncate { relations, .. } => relations.into_iter().for_each(|relation| self.truncate(relation)),
             M::Begin { .. } | M::Commit { .. } | M::Origin { .. } | M::Type { .. } | M::Logical { .. } => {}
         }
         Ok(())
     }
 
-    fn update(
+    fn row(&mut self, raw: &Bytes, relation: u32, old: Option<Old<'_>>, new: Option<Tuple<'_>>) -> Result<()> {
+        let Some(routed) = self.relations.get(&relation).cloned() else { return Err(unknown_relation(relation)) };
+        self.stop_faulty(&routed);
+        self.settling.step();
+        match routed.path {
+            Places::Nowhere => Ok(()),
+            Places::Key(place) => {
+                let (from, to) = routed.by_key(place, old, new)?;
+                // An UPDATE without an old image changed nothing that says whose the row is.
+                let from = from.or_else(|| to.clone().filter(|_| raw.first() == Some(&b'U')));
+                self.deliver(&routed, raw, (from.as_ref(), old), (to.as_ref(), new));
+                self.note_referred(&routed, (from, old), (to, new))
+            }
+            // Whose it is stands when the transaction ends.
+            Places::Via { .. } => self.keep_for_commit(&routed, raw),
+        }
+    }
+
+    /// Writes a row's change to whom it was and to whom it is now; `None`: it was not there, or is not any more.
+    fn deliver(
         &mut self,
-        raw: &Bytes,
-        relation: u32,
-        old: Option<Old<'_>>,
-        new: Tuple<'_>,
-    ) -> connectors::postgres::Result<()> {
-        // Without an old image the identity, and so the tenant, has not changed.
-        let to = match self.lane_of(relation, new)? {
-            Owner::Unchanged => match old {
-                Some(old) => self.lane_of(relation, tuple_of(old))?,
-                None => return Err(unknown_tenant(relation)),
-            },
-            owner => owner,
-        };
-        let from = match old {
-            Some(old) => self.lane_of(relation, tuple_of(old))?,
-            None => to,
-        };
-        if from == to {
-            self.write(from, relation, &[raw]);
-            return Ok(());
+        routed: &Routed,
+        raw: &[u8],
+        (from, old): (Option<&Owner>, Option<Old<'_>>),
+        (to, new): (Option<&Owner>, Option<Tuple<'_>>),
+    ) {
+        let (Some(before), Some(after)) = (from.or(to), to.or(from)) else { return };
+        if *before == Owner::Null || *after == Owner::Null {
+            self.stop_members(routed);
         }
-        // The row leaves one tenant and enters another.
-        if let (Some(old), Owner::Lane(_) | Owner::Nobody) = (old, from) {
-            let mut delete = Vec::new();
-            pgoutput::encode_delete(relation, old, &mut delete);
-            self.write(from, relation, &[&delete]);
+        if let (true, Owner::Lane(id)) = (before == after, before) {
+            return self.append(*id, routed, &[], raw);
         }
-        let Some(routed) = self.relations.get(&relation) else { return Err(unknown_relation(relation)) };
+        let mut lanes: Vec<MoveId> = [before, after].into_iter().filter_map(Owner::lane).collect();
+        if before.is_open() || after.is_open() {
+            lanes.extend(routed.members.iter().filter(|id| self.ownership.is_undecided(**id)));
+        }
+        lanes.sort_unstable();
+        lanes.dedup();
+        for id in lanes {
+            let claims = Claims { old: self.claim(routed, before, id), new: self.claim(routed, after, id) };
+            match (&claims.old, &claims.new) {
+                (Claim::No, Claim::No) => {}
+                (Claim::Yes, Claim::Yes) => self.append(id, routed, &[], raw),
+                (Claim::Yes, Claim::No) | (Claim::No, Claim::Yes) if !routed.referred.is_empty() => {
+                    self.stop(id, Some(&routed.name), changed_hands(routed));
+                }
+                (Claim::Yes, Claim::No) => self.leave(id, routed, old),
+                (Claim::No, Claim::Yes) => self.enter(id, routed, old, new),
+                _ => {
+                    let mut bytes = Vec::new();
+                    claims.encode(&mut bytes);
+                    self.append(id, routed, &bytes, raw);
+                }
+            }
+        }
+    }
+
+    /// What an owner means to a lane.
+    fn claim(&self, routed: &Routed, owner: &Owner, id: MoveId) -> Claim {
+        match owner {
+            Owner::Lane(lane) if *lane == id => Claim::Yes,
+            // All rows of a decided lane are known.
+            Owner::If(reference, key) if self.ownership.is_undecided(id) => {
+                let Places::Via { parent, .. } = &routed.path else { return Claim::No };
+                let steps = 1 + self.ownership.depth(*parent) - self.ownership.depth(*reference);
+                Claim::If { steps: u8::try_from(steps).unwrap_or(u8::MAX), key: key.clone() }
+            }
+            _ => Claim::No,
+        }
+    }
+
+    /// The row leaves the lane's tenant.
+    fn leave(&mut self, id: MoveId, routed: &Routed, old: Option<Old<'_>>) {
+        let Some(old) = old else { return };
+        let mut delete = Vec::new();
+        pgoutput::encode_delete(routed.relation.id, old, &mut delete);
+        self.append(id, routed, &[], &delete);
+    }
+
+    /// The row enters the lane's tenant.
+    fn enter(&mut self, id: MoveId, routed: &Routed, old: Option<Old<'_>>, new: Option<Tuple<'_>>) {
+        let Some(new) = new else { return };
         match whole_row(&routed.relation, old, new) {
             Some(row) => {
                 let mut insert = Vec::new();
-                pgoutput::encode_insert(relation, &row, &mut insert);
-                self.write(to, relation, &[&insert]);
+                pgoutput::encode_insert(routed.relation.id, &row, &mut insert);
+                self.append(id, routed, &[], &insert);
             }
-            None => {
-                let (table, fault) = (routed.name.clone(), incomplete(routed, new));
-                self.stop(to, Some(&table), fault);
-            }
+            None => self.stop(id, Some(&routed.name), incomplete(routed, new)),
         }
-        if from == Owner::Null || to == Owner::Null {
-            self.write(Owner::Null, relation, &[]);
-        }
-        Ok(())
     }
 
     /// TRUNCATE names no tenant: it empties every one.
     fn truncate(&mut self, relation: u32) {
-        self.stop_faulty(relation);
-        let Some(routed) = self.relations.get(&relation) else { return };
+        let Some(routed) = self.relations.get(&relation).cloned() else { return };
+        self.stop_faulty(&routed);
         let fault = Fault::new(
             "truncate",
             routed.name.to_string(),
             "the table was truncated on the source, for every tenant",
             "`carveout cancel` the move, then `carveout move` it again",
         );
-        let (members, table) = (routed.members.clone(), routed.name.clone());
-        for id in members {
-            self.stop(Owner::Lane(id), Some(&table), fault.clone());
+        for id in &routed.members {
+            self.stop(*id, Some(&routed.name), fault.clone());
         }
     }
 
@@ -324,141 +400,63 @@ impl Router {
         if self.relations.get(&relation.id).is_some_and(|known| known.relation == relation) {
             return;
         }
-        let name = TableName::new(&relation.schema, &relation.name);
         let version = self.next_version;
         self.next_version += 1;
-        let routed = Routed {
-            version,
-            description,
-            name,
-            key: None,
-            null_tenant: NullTenant::Stop,
-            lanes: HashMap::new(),
-            members: Vec::new(),
-            faulty: Vec::new(),
-            relation,
-        };
-        let id = routed.relation.id;
-        self.relations.insert(id, routed);
-        self.route(id);
+        self.route(version, description, relation);
     }
 
     fn reroute(&mut self) {
-        let ids: Vec<u32> = self.relations.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.route(id));
+        for (_, routed) in std::mem::take(&mut self.relations) {
+            self.route(routed.version, routed.description.clone(), routed.relation.clone());
+        }
     }
 
     /// Works out which lanes a relation's rows go to.
-    fn route(&mut self, id: u32) {
-        let Some(routed) = self.relations.get_mut(&id) else { return };
-        let table = self.tables.get(&routed.name);
-        let place = |table: &TableRoute| routed.relation.columns.iter().position(|column| column.name == table.key);
-        routed.key = table.and_then(place);
-        routed.null_tenant = table.map_or(NullTenant::Stop, |table| table.null_tenant);
-        routed.lanes.clear();
-        routed.members.clear();
-        let kind = routed.key.and_then(|place| KeyType::from_oid(routed.relation.columns[place].type_oid));
-        let mut unroutable = Vec::new();
-        let mut replaced = Vec::new();
-        for lane in self.lanes.values() {
-            match lane.has(id, &routed.name) {
-                Some(true) => routed.members.push(lane.id),
-                Some(false) => continue,
-                None => {
-                    replaced.push(lane.id);
-                    continue;
-                }
-            }
-            // The old image must carry the key, or a DELETE would name no tenant.
-            let carried = routed.key.is_some_and(|place| routed.relation.columns[place].key);
-            match kind.filter(|_| carried).map(|kind| kind.encode(&lane.tenant)) {
-                Some(Ok(bytes)) => drop(routed.lanes.insert(bytes, lane.id)),
-                _ => unroutable.push(lane.id),
-            }
-        }
-        let name = routed.name.to_string();
-        let faults = |lanes: Vec<MoveId>, cause: &'static str, next: &'static str| {
-            let name = name.clone();
-            lanes.into_iter().map(move |id| (id, Fault::new("schema_changed", name.clone(), cause, next)))
-        };
-        routed.faulty = faults(
-            unroutable,
-            "its tenant key is gone, has another type, or left the replica identity",
-            "`carveout cancel` the move, mend the configuration, then `carveout move`",
-        )
-        .chain(faults(
-            replaced,
-            "a table of the move was renamed, or another table has its name",
-            "`carveout cancel` the move, name the tables as they are to be, then `carveout move`",
-        ))
-        .collect();
+    fn route(&mut self, version: u64, description: Bytes, relation: Relation) {
+        let name = TableName::new(&relation.schema, &relation.name);
+        let parent = self.parent(&name);
+        let route = self.tables.get(&name).map(|route| (route, parent));
+        let routed = Routed::new((version, description), relation, route, &self.lanes, &self.ownership);
+        self.relations.insert(routed.relation.id, Arc::new(routed));
     }
 
     /// A change of the relation may be one of a lane that cannot be told its rows: that lane stops, whatever
     /// its copy holds.
-    fn stop_faulty(&mut self, relation: u32) {
-        let Some(routed) = self.relations.get(&relation).filter(|routed| !routed.faulty.is_empty()) else { return };
-        for (id, fault) in routed.faulty.clone() {
-            let told = self.lanes.get_mut(&id).is_none_or(|lane| std::mem::replace(&mut lane.told, true));
+    fn stop_faulty(&mut self, routed: &Routed) {
+        for (id, fault) in &routed.faulty {
+            let told = self.lanes.get_mut(id).is_none_or(|lane| std::mem::replace(&mut lane.told, true));
             if !told {
-                self.stop(Owner::Lane(id), None, fault);
+                self.stop(*id, None, fault.clone());
             }
         }
     }
 
-    fn lane_of(&self, relation: u32, row: Tuple<'_>) -> connectors::postgres::Result<Owner> {
-        let Some(routed) = self.relations.get(&relation) else {
-            return Err(unknown_relation(relation));
-        };
-        let Some(place) = routed.key else { return Ok(Owner::Nobody) };
-        let key = match row.get(place) {
-            Some(Value::Binary(bytes) | Value::Text(bytes)) => bytes,
-            Some(Value::Null) if routed.null_tenant == NullTenant::NotMoving => return Ok(Owner::Nobody),
-            Some(Value::Null) => return Ok(Owner::Null),
-            Some(Value::Unchanged) => return Ok(Owner::Unchanged),
-            None => return Err(unknown_tenant(relation)),
-        };
-        Ok(routed.lanes.get(key).map_or(Owner::Nobody, |id| Owner::Lane(*id)))
-    }
-
-    /// Writes a message to its owner; a row without a tenant stops every move that has the table.
-    fn write(&mut self, owner: Owner, relation: u32, message: &[&[u8]]) {
-        match owner {
-            Owner::Nobody | Owner::Unchanged => {}
-            Owner::Null => {
-                let Some(routed) = self.relations.get(&relation) else { return };
-                let fault = Fault::new(
-                    "null_tenant",
-                    routed.name.to_string(),
-                    "a row without a tenant was written on the source",
-                    format!(
-                        "give the rows a tenant, or set tenancy.tables.{}.null_tenant: not_moving; then cancel and move again",
-                        routed.name.name
-                    ),
-                );
-                let (members, table) = (routed.members.clone(), routed.name.clone());
-                for id in members {
-                    self.stop(Owner::Lane(id), Some(&table), fault.clone());
-                }
-            }
-            Owner::Lane(id) => {
-                let (Some(routed), Some(transaction)) = (self.relations.get(&relation), self.transaction) else {
-                    return;
-                };
-                let described = (relation, routed.version);
-                let Some(lane) = self.lanes.get_mut(&id) else { return };
-                let written = lane.begin(transaction).and_then(|begun| match begun {
-                    true => lane.spool.change(described, &routed.description, message),
-                    false => Ok(()),
-                });
-                self.check_written(id, written);
-            }
+    /// A row without a tenant stops every move that has the table.
+    fn stop_members(&mut self, routed: &Routed) {
+        let next = format!(
+            "give the rows a tenant, or set tenancy.tables.{}.null_tenant: not_moving; then cancel and move again",
+            routed.name.name
+        );
+        let cause = "a row without a tenant was written on the source";
+        let fault = Fault::new("null_tenant", routed.name.to_string(), cause, next);
+        for id in &routed.members {
+            self.stop(*id, Some(&routed.name), fault.clone());
         }
     }
 
-    fn stop(&mut self, owner: Owner, table: Option<&TableName>, fault: Fault) {
-        let (Owner::Lane(id), Some(transaction)) = (owner, self.transaction) else { return };
-        let Some(lane) = self.lanes.get_mut(&id) else { return };
+    /// Appends a change to a lane's spool.
+    fn append(&mut self, id: MoveId, routed: &Routed, claims: &[u8], message: &[u8]) {
+        let (Some(lane), Some(transaction)) = (self.lanes.get_mut(&id), self.transaction) else { return };
+        let described = (routed.relation.id, routed.version);
+        let written = lane.begin(transaction).and_then(|begun| match begun {
+            true => lane.spool.change(described, &routed.description, claims, message),
+            false => Ok(()),
+        });
+        self.check_written(id, written);
+    }
+
+    fn stop(&mut self, id: MoveId, table: Option<&TableName>, fault: Fault) {
+        let (Some(lane), Some(transaction)) = (self.lanes.get_mut(&id), self.transaction) else { return };
         let written =
             lane.begin(transaction).and_then(|begun| if begun { lane.spool.stop(table, &fault) } else { Ok(()) });
         self.check_written(id, written);
@@ -497,16 +495,24 @@ impl LaneEnd {
     }
 }
 
-/// Whose row it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Owner {
-    Lane(MoveId),
-    /// A tenant that is not moving, or a table that is not.
-    Nobody,
-    /// The key is NULL, and that stops the moves that have the table.
-    Null,
-    /// The key is stored out of line and was not sent.
-    Unchanged,
+impl TableRoute {
+    /// What the rows refer to, where their tenant is found that way.
+    fn parent(&self) -> Option<(&TableName, &[String])> {
+        match &self.path {
+            TablePath::Key(_) => None,
+            TablePath::Via { parent, referenced, .. } => Some((parent, referenced)),
+        }
+    }
+}
+
+/// What hangs on the row would have to change hands with it, and is not in the stream.
+fn changed_hands(routed: &Routed) -> Fault {
+    Fault::new(
+        "tenant_changed",
+        routed.name.to_string(),
+        "a row that other rows belong to went to another tenant; this version cannot take those along",
+        "`carveout cancel` the moves of both tenants, then `carveout move` them again",
+    )
 }
 
 fn incomplete(routed: &Routed, new: Tuple<'_>) -> Fault {
@@ -533,12 +539,12 @@ fn spool_failed(id: MoveId, error: &std::io::Error) -> Fault {
     )
 }
 
-fn unknown_relation(relation: u32) -> connectors::postgres::Error {
+fn unknown_relation(relation: u32) -> Error {
     let why = format!("relation {relation} was not described before it was used");
-    connectors::postgres::Error::protocol("route a change", why)
+    Error::protocol("route a change", why)
 }
 
-fn unknown_tenant(relation: u32) -> connectors::postgres::Error {
+fn unknown_tenant(relation: u32) -> Error {
     let why = format!("a change of relation {relation} does not carry its tenant; its replica identity was changed");
-    connectors::postgres::Error::state("route a change", why)
+    Error::state("route a change", why)
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use connectors::postgres::policy::Keyed;
+use connectors::postgres::policy::Owned;
 use connectors::postgres::{catalog, client, policy, slot, snapshot};
 use schemas::config::Config;
 use schemas::record::{AckRecord, Fault, MoveRecord};
@@ -92,13 +92,13 @@ impl Supervisor {
         let ack = store.ack()?.unwrap_or_default();
         let mut records = store.moves()?;
         quarantine(&store, &mut records, &ack)?;
-        let keyed = keyed_tables(&config).await.map_err(startup)?;
-        if let Some(keyed) = keyed.first() {
-            config.canonical_overrides(keyed.key_type).map_err(|error| Startup::Refused(error.to_string()))?;
+        let owned = owned_tables(&config).await.map_err(startup)?;
+        if let Some(owned) = owned.first() {
+            config.canonical_overrides(owned.key_type()).map_err(|error| Startup::Refused(error.to_string()))?;
         }
-        same_keys(&records, &keyed)?;
-        see_tables(&config, &store, &keyed).await.map_err(startup)?;
-        let (router, links) = open_lanes(&config, &records, &keyed, &ack)?;
+        same_keys(&records, &owned)?;
+        see_tables(&config, &store, &owned).await.map_err(startup)?;
+        let (router, links) = open_lanes(&config, &records, &owned, &ack)?;
         let (stop, stopped) = watch::channel(false);
         let (broken_in, broken) = mpsc::unbounded_channel();
         let (base, server_version) = (beginning.base.clone(), beginning.server_version);
@@ -256,15 +256,15 @@ fn quarantine(store: &Store, records: &mut [MoveRecord], ack: &AckRecord) -> Res
     Ok(())
 }
 
-async fn keyed_tables(config: &Config) -> anyhow::Result<Vec<Keyed>> {
+async fn owned_tables(config: &Config) -> anyhow::Result<Vec<Owned>> {
     let source = client::connect(&config.source.url, "start").await?;
-    Ok(policy::resolve(catalog::tables(&source).await?, &config.tenancy).keyed)
+    Ok(policy::resolve(catalog::tables(&source).await?, &config.tenancy).owned)
 }
 
 /// Remembers what is published now, so that a copy later waits for nobody who begins from here on.
-async fn see_tables(config: &Config, store: &Store, keyed: &[Keyed]) -> anyhow::Result<()> {
+async fn see_tables(config: &Config, store: &Store, owned: &[Owned]) -> anyhow::Result<()> {
     let source = client::connect(&config.source.url, "start").await?;
-    let published = slot::published(&source, &config.source.publication, &policy::names(keyed)).await?;
+    let published = slot::published(&source, &config.source.publication, &policy::names(owned)).await?;
     let next_xid = snapshot::next_xid(&source).await?;
     let mut known = store.known_tables()?;
     known.see(&published, next_xid);
@@ -272,11 +272,11 @@ async fn see_tables(config: &Config, store: &Store, keyed: &[Keyed]) -> anyhow::
 }
 
 /// A move goes on by the key columns it was planned with, or not at all: its rows are in the target by those.
-fn same_keys(records: &[MoveRecord], keyed: &[Keyed]) -> Result<(), Startup> {
+fn same_keys(records: &[MoveRecord], owned: &[Owned]) -> Result<(), Startup> {
     for record in records.iter().filter(|record| record.phase.has_lane()) {
-        for (table, planned) in record.tables.iter().zip(&record.keys) {
-            let now = keyed.iter().find(|keyed| &keyed.table.name == table).map(|keyed| &keyed.key);
-            if let Some(now) = now.filter(|now| *now != planned) {
+        for (table, planned) in record.tables.iter().zip(&record.paths) {
+            let now = owned.iter().find(|owned| &owned.table.name == table).map(Owned::route);
+            if let Some(now) = now.filter(|now| now != planned) {
                 return Err(Startup::Refused(format!(
                     "{table}: the configuration's tenant key is \"{now}\", but tenant \"{}\" ({}) moves by \"{planned}\". \
                      Put tenancy.key back; to change it, start with the old one, cancel the move, then change it and move again",
@@ -292,12 +292,12 @@ fn same_keys(records: &[MoveRecord], keyed: &[Keyed]) -> Result<(), Startup> {
 fn open_lanes(
     config: &Config,
     records: &[MoveRecord],
-    keyed: &[Keyed],
+    owned: &[Owned],
     ack: &AckRecord,
 ) -> anyhow::Result<(Router, BTreeMap<MoveId, SpoolLink>)> {
-    let routes: BTreeMap<_, _> = moves::routes(keyed).into_iter().collect();
+    let routes: BTreeMap<_, _> = moves::routes(owned).into_iter().collect();
     let budget = Budget { per_tenant: config.limits.spool_per_tenant.0, total: config.limits.spool_total.0 };
-    let mut router = Router::new(routes, budget);
+    let mut router = Router::new(routes, budget, config.state_dir.join("spool"));
     let mut links = BTreeMap::new();
     for record in records.iter().filter(|record| record.phase.has_lane()) {
         let dir = config.state_dir.join("spool").join(record.id.to_string());

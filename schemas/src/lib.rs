@@ -16,5 +16,5 @@ pub mod url;
 pub use lsn::Lsn;
 pub use phase::Phase;
 pub use snapshot::Snapshot;
-pub use table::TableName;
+pub use table::{TableName, TablePath};
 pub use tenant::{MoveId, TenantId};

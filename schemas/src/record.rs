@@ -7,10 +7,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Isolation;
-use crate::{Lsn, MoveId, Phase, TableName, TenantId};
+use crate::{Lsn, MoveId, Phase, TableName, TablePath, TenantId};
 
 /// The layout of the records below; raised when one of them changes.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// The bytes are not a record of this version.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -93,8 +93,8 @@ pub struct MoveRecord {
     pub fault: Option<Fault>,
     /// The tables that move, fixed when the move was planned.
     pub tables: Vec<TableName>,
-    /// Per table: the column with the tenant's key. Routed by another one, rows would come and go wrongly.
-    pub keys: Vec<String>,
+    /// Per table: how its rows' tenant is found. Routed by another path, rows would come and go wrongly.
+    pub paths: Vec<TablePath>,
     /// What the source published of them then.
     pub published: Published,
     /// The copy's snapshot counts once its xmin has reached this: a transaction that was open when a table was

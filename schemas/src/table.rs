@@ -1,4 +1,4 @@
-//! The name of a table, as the catalogs spell it.
+//! Tables: their names as the catalogs spell them, and how a row's tenant is found.
 
 use std::fmt;
 
@@ -24,5 +24,43 @@ impl TableName {
 impl fmt::Display for TableName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.schema, self.name)
+    }
+}
+
+/// How the tenant of a table's row is found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TablePath {
+    /// This column holds the tenant's key.
+    Key(String),
+    /// The row refers to another, and belongs to that one's tenant.
+    Via {
+        /// The foreign key's columns.
+        columns: Vec<String>,
+        /// The table that they refer to.
+        parent: TableName,
+        /// The columns there, in the same order.
+        referenced: Vec<String>,
+    },
+}
+
+impl TablePath {
+    /// The columns that say whose a row is.
+    pub fn columns(&self) -> &[String] {
+        match self {
+            TablePath::Key(column) => std::slice::from_ref(column),
+            TablePath::Via { columns, .. } => columns,
+        }
+    }
+}
+
+/// For people: `bid`, or `customer_id -> public.customers(id)`.
+impl fmt::Display for TablePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TablePath::Key(column) => f.write_str(column),
+            TablePath::Via { columns, parent, referenced } => {
+                write!(f, "{} -> {parent}({})", columns.join(", "), referenced.join(", "))
+            }
+        }
     }
 }

@@ -73,6 +73,42 @@ impl Load {
         Ok(load)
     }
 
+    /// Starts scripts of the test's own, each with its weight, until every client has done so many transactions.
+    pub fn scripts(
+        cluster: &Cluster,
+        dbname: &str,
+        scripts: &[(&str, u32)],
+        clients: usize,
+        transactions: usize,
+    ) -> Result<Load> {
+        let (log, file) = new_log(cluster)?;
+        let mut pgbench = cluster.command("pgbench")?;
+        pgbench.args(["-n", "-j", "2", "-P", "1", "-t", &transactions.to_string(), "-c", &clients.to_string()]);
+        for (number, (sql, weight)) in scripts.iter().enumerate() {
+            let path = log.with_extension(format!("{number}.sql"));
+            fs::write(&path, sql).context("write a script")?;
+            pgbench.arg("-f").arg(format!("{}@{weight}", path.display()));
+        }
+        pgbench.arg(dbname).stdin(Stdio::null());
+        pgbench.stdout(file.try_clone().context("share the log")?).stderr(file);
+        let child = pgbench.spawn().context("run pgbench")?;
+        Ok(Load { child, log, url: cluster.url(dbname) })
+    }
+
+    /// Whether it has not done all its transactions yet.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait().context("look at pgbench")?.is_none())
+    }
+
+    /// Waits until a load of [`Load::scripts`] has done all its transactions.
+    pub async fn finish(mut self, deadline: Duration) -> Result<LoadReport> {
+        let child = &mut self.child;
+        let ended = until("the end of the load", deadline, async || child.try_wait()?.context("it runs")).await?;
+        let output = self.output()?;
+        let failure = reported_failure(&output).or((!ended.success()).then(|| format!("it ended with {ended}")));
+        Ok(LoadReport { failure, output })
+    }
+
     /// Fails when pgbench has ended, or any of its clients has seen an error, so far.
     pub fn check(&mut self) -> Result<()> {
         let failure = self.failure()?;

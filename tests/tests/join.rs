@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use connectors::postgres::catalog;
 use connectors::postgres::control::{self, Copied, Origin};
 use connectors::postgres::copy::{CopyJob, copy_table};
-use connectors::postgres::policy::{self, Keyed};
+use connectors::postgres::policy::{self, Owned};
 use connectors::postgres::provision;
 use connectors::postgres::slot;
 use connectors::postgres::snapshot::{self, HeldSnapshot};
@@ -40,7 +40,7 @@ const LEAST_WRONG: u64 = 100;
 
 struct Rig {
     source: PgUrl,
-    keyed: Keyed,
+    owned: Owned,
     published: Published,
     origin: Origin,
     pipeline: PipelineHandle,
@@ -88,27 +88,27 @@ impl Rig {
         let store = Store::open(&scene.path().join("rig"))?;
         let (source, target): (PgUrl, PgUrl) = (config.source.url.clone(), scene.target.url("postgres").parse()?);
         let asking = connectors::postgres::client::connect(&source, "test").await?;
-        let keyed = policy::resolve(catalog::tables(&asking).await?, &config.tenancy).keyed;
-        let keyed = keyed.into_iter().next().context("the table")?;
+        let owned = policy::resolve(catalog::tables(&asking).await?, &config.tenancy).owned;
+        let owned = owned.into_iter().next().context("the table")?;
         let mut into = connectors::postgres::client::connect(&target, "test").await?;
         control::setup(&mut into).await?;
-        provision::create_table(&mut into, MoveId(1), &keyed.table, &keyed.table.name).await?;
-        let finish = provision::read_finish(&asking, &keyed.table).await?;
-        provision::finish_table(&mut into, &keyed.table.name, &finish).await?;
+        provision::create_table(&mut into, MoveId(1), &owned.table, &owned.table.name).await?;
+        let finish = provision::read_finish(&asking, &owned.table).await?;
+        provision::finish_table(&mut into, &owned.table.name, &finish).await?;
         let beginning = pipeline::begin(&config, &store).await?;
         let base = beginning.base.clone();
         let (broken, _) = mpsc::unbounded_channel();
         let stop = watch::Sender::new(false);
         let budget = Budget { per_tenant: 1 << 40, total: 1 << 40 };
-        let tables: BTreeMap<_, _> = routes(std::slice::from_ref(&keyed)).into_iter().collect();
-        let (pipeline, _task) =
-            pipeline::spawn(config, beginning, Router::new(tables, budget), store, broken, stop.subscribe());
+        let tables: BTreeMap<_, _> = routes(std::slice::from_ref(&owned)).into_iter().collect();
+        let router = Router::new(tables, budget, config.state_dir.join("spool"));
+        let (pipeline, _task) = pipeline::spawn(config, beginning, router, store, broken, stop.subscribe());
         let origin =
             Origin { slot: base.slot, system_id: base.system_id, timeline: base.timeline, state: "rig".to_owned() };
         control::create_checkpoint(&mut into, MoveId(1), &TenantId(TENANT.to_owned()), &origin).await?;
-        let published = slot::published(&asking, "carveout", std::slice::from_ref(&keyed.table.name)).await?;
+        let published = slot::published(&asking, "carveout", std::slice::from_ref(&owned.table.name)).await?;
         let reading = connectors::postgres::client::connect(&target, "test").await?;
-        Ok(Rig { source, keyed, published, origin, pipeline, _stop: stop, asking, into, reading })
+        Ok(Rig { source, owned, published, origin, pipeline, _stop: stop, asking, into, reading })
     }
 
     /// Opens a lane, copies, drains, replays what the copy does not hold, compares with the source.
@@ -117,18 +117,18 @@ impl Rig {
         let (spool, _) = SpoolWriter::open(dir)?;
         let state = std::sync::Arc::clone(spool.state());
         let lane = LaneEnd::new(id, tenant.clone(), &self.published, spool);
-        self.pipeline.open(lane, routes(std::slice::from_ref(&self.keyed))).await?;
+        self.pipeline.open(lane, routes(std::slice::from_ref(&self.owned))).await?;
         let before = self.insert_position().await?;
         let held = self.joined().await?;
         let copied = self.copy(&held, id, &tenant).await?;
-        let mut rows = State::read(&self.reading, &self.keyed.table.name, "true").await?;
+        let mut rows = State::read(&self.reading, &self.owned.table.name, "true").await?;
         // A second snapshot says what must come out.
         let check = snapshot::hold(&self.source, "check").await?;
         snapshot::tick(&self.asking).await?;
         self.pipeline.passed(check.wal_insert_lsn).await?;
         let sealed = *state.sealed.borrow();
         replay::replay(dir, &sealed, &copied, before, &check.snapshot, &mut rows, tally)?;
-        let wanted = State::read(&check.client, &self.keyed.table.name, &self.keyed.filter(&tenant)).await?;
+        let wanted = State::read(&check.client, &self.owned.table.name, &self.owned.filter(&tenant)).await?;
         ensure!(rows == wanted, "after the replay the rows differ from the source's: {}", rows.difference(&wanted));
         self.pipeline.close(id).await?;
         tally.snapshots += 1;
@@ -151,14 +151,14 @@ impl Rig {
         let job = CopyJob {
             id,
             epoch: checkpoint.epoch,
-            source: &self.keyed.table,
-            filter: self.keyed.filter(tenant),
-            target: self.keyed.table.name.clone(),
+            source: &self.owned.table,
+            filter: self.owned.filter(tenant),
+            target: self.owned.table.name.clone(),
             snapshot: &held.snapshot,
             wal_insert_lsn: held.wal_insert_lsn,
         };
         copy_table(&held.client, &mut self.into, &job, |_| async {}).await?;
-        let name: &TableName = &self.keyed.table.name;
+        let name: &TableName = &self.owned.table.name;
         let mut copied = control::read_copied(&self.into, id, std::slice::from_ref(name)).await?;
         copied.remove(name).context("the copy's record")
     }

@@ -15,3 +15,4 @@ mod shape;
 mod surface;
 mod synchronous;
 mod tls;
+mod via;

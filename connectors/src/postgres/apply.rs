@@ -4,26 +4,38 @@
 //! replayed row by row in original order (`rows`). Either way the result is the same, and a change
 //! that finds no row stops the lane.
 
+mod claim;
 mod fold;
 mod rows;
 mod sets;
+mod sift;
 mod target;
 
 use bytes::Bytes;
 use schemas::url::PgUrl;
-use schemas::{Lsn, MoveId, TableName};
+use schemas::{Lsn, MoveId, TableName, TablePath};
 use tokio_postgres::Client;
 
 use super::pgoutput::{self, Message};
 use super::{Doing, Error, Result, client, control};
+pub use claim::{Claim, Claims, key_bytes};
 pub use target::Targets;
 
 /// What a lane is handed: changes in commit order, then the end of the last whole transaction.
 pub enum Piece {
-    /// Undecoded pgoutput messages (Relation, Insert, Update, Delete), in order.
-    Changes(Vec<Bytes>),
+    /// Changes in order.
+    Changes(Vec<Entry>),
     /// The group ends here: everything before belongs to transactions that end at or before it.
     End(Lsn),
+}
+
+/// An undecoded pgoutput message: Relation, Insert, Update or Delete.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The message.
+    pub message: Bytes,
+    /// [`Claims`] of the lane, where the row may be another tenant's; otherwise empty.
+    pub claims: Bytes,
 }
 
 /// Where the pieces of a group come from.
@@ -69,8 +81,8 @@ pub struct SinkPlan {
     pub id: MoveId,
     /// The epoch under which the lane was opened.
     pub epoch: i64,
-    /// The tables that move, as the source names them.
-    pub tables: Vec<TableName>,
+    /// The tables that move, as the source names them, with the way to their rows' tenant.
+    pub tables: Vec<(TableName, TablePath)>,
     /// The target's schema; `None` where tables keep the source's schemas.
     pub schema: Option<String>,
 }
@@ -110,8 +122,9 @@ impl PostgresSink {
                 Piece::End(end) => break end,
                 Piece::Changes(messages) => {
                     let changes = self.decode(&messages)?;
-                    self.changes += changes.len() as u64;
                     let mut session = Session { client: &self.client, statements: &mut self.statements };
+                    let changes = sift::sift(&mut session, changes).await?;
+                    self.changes += changes.len() as u64;
                     match mode {
                         Mode::Sets => sets::apply(&mut session, &changes).await?,
                         Mode::Rows => rows::apply(&mut session, &changes).await?,
@@ -127,16 +140,21 @@ impl PostgresSink {
     }
 
     /// Decodes the messages; Relation messages update what is known of the source's tables.
-    fn decode<'a>(&mut self, messages: &'a [Bytes]) -> Result<Vec<target::Change<'a>>> {
-        let mut changes = Vec::with_capacity(messages.len());
-        for message in messages {
-            match pgoutput::decode(message)? {
-                Message::Relation(relation) => self.targets.learn(relation),
-                Message::Insert { relation, new } => changes.push(self.targets.insert(relation, new)?),
-                Message::Update { relation, old, new } => changes.push(self.targets.update(relation, old, new)?),
-                Message::Delete { relation, old } => changes.push(self.targets.delete(relation, old)?),
+    fn decode<'a>(&mut self, entries: &'a [Entry]) -> Result<Vec<(target::Change<'a>, Option<Claims>)>> {
+        let mut changes = Vec::with_capacity(entries.len());
+        for Entry { message, claims } in entries {
+            let (table, op) = match pgoutput::decode(message)? {
+                Message::Relation(relation) => {
+                    self.targets.learn(relation);
+                    continue;
+                }
+                Message::Insert { relation, new } => self.targets.insert(relation, new)?,
+                Message::Update { relation, old, new } => self.targets.update(relation, old, new)?,
+                Message::Delete { relation, old } => self.targets.delete(relation, old)?,
                 other => return Err(Error::protocol("apply a change", format!("unexpected {other:?} in a spool"))),
-            }
+            };
+            let claims = if claims.is_empty() { None } else { Some(Claims::decode(claims)?) };
+            changes.push((target::Change { table, op }, claims));
         }
         Ok(changes)
     }

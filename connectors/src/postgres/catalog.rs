@@ -32,6 +32,26 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// Unique indexes over plain columns.
     pub keys: Vec<UniqueKey>,
+    /// Its foreign keys, by name.
+    pub foreign_keys: Vec<ForeignKey>,
+}
+
+/// A foreign key of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignKey {
+    /// The constraint's name.
+    pub name: String,
+    /// Its columns.
+    pub columns: Vec<String>,
+    /// The table that they refer to.
+    pub parent: TableName,
+    /// The columns there, in the same order.
+    pub referenced: Vec<String>,
+    /// Whether every row was checked (not NOT VALID).
+    pub validated: bool,
+    /// Whether rows may stay while the row they refer to is deleted and made again in one transaction: checked
+    /// at its end, and nothing else happens to them.
+    pub may_outlive: bool,
 }
 
 /// A column.
@@ -88,6 +108,13 @@ pub struct UniqueKey {
     pub replica_identity: bool,
 }
 
+impl UniqueKey {
+    /// Whether every one of `columns` is in it.
+    pub fn covers(&self, columns: &[String]) -> bool {
+        columns.iter().all(|column| self.columns.contains(column))
+    }
+}
+
 impl Table {
     /// The column called `name`.
     pub fn column(&self, name: &str) -> Option<&Column> {
@@ -116,11 +143,11 @@ impl Table {
         fit().find(|key| key.primary).or_else(|| fit().next())
     }
 
-    /// Whether UPDATE and DELETE carry the old value of `column`.
-    pub fn identity_covers(&self, column: &str) -> bool {
+    /// Whether UPDATE and DELETE carry the old values of `columns`.
+    pub fn identity_covers(&self, columns: &[String]) -> bool {
         match self.identity.as_str() {
             "f" => true,
-            "i" | "d" => self.row_key().is_some_and(|key| key.columns.iter().any(|c| c == column)),
+            "i" | "d" => self.row_key().is_some_and(|key| key.covers(columns)),
             _ => false,
         }
     }
@@ -163,9 +190,11 @@ async fn load(client: &Client, filter: &str, schemas: &[String]) -> Result<Vec<T
     let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
     let mut columns = columns(client, &oids).await?;
     let mut keys = keys(client, &oids).await?;
+    let mut foreign_keys = foreign_keys(client, &oids).await?;
     for table in &mut tables {
         table.columns = columns.remove(&table.oid).unwrap_or_default();
         table.keys = keys.remove(&table.oid).unwrap_or_default();
+        table.foreign_keys = foreign_keys.remove(&table.oid).unwrap_or_default();
     }
     Ok(tables)
 }
@@ -182,6 +211,7 @@ fn head(row: &Row) -> Table {
         estimated_rows: row.get(8),
         columns: Vec::new(),
         keys: Vec::new(),
+        foreign_keys: Vec::new(),
     }
 }
 
@@ -268,4 +298,33 @@ async fn keys(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<UniqueKe
         });
     }
     Ok(keys)
+}
+
+const FOREIGN_KEYS: &str = "\
+SELECT k.conrelid, k.conname::text, n.nspname::text, p.relname::text, k.convalidated,
+       k.condeferrable AND k.confdeltype = 'a',
+       array_agg(c.attname::text ORDER BY u.place), array_agg(r.attname::text ORDER BY u.place)
+  FROM pg_constraint k
+  JOIN pg_class p ON p.oid = k.confrelid
+  JOIN pg_namespace n ON n.oid = p.relnamespace
+ CROSS JOIN LATERAL unnest(k.conkey, k.confkey) WITH ORDINALITY u(column_number, referenced_number, place)
+  JOIN pg_attribute c ON c.attrelid = k.conrelid AND c.attnum = u.column_number
+  JOIN pg_attribute r ON r.attrelid = k.confrelid AND r.attnum = u.referenced_number
+ WHERE k.contype = 'f' AND k.conrelid = ANY ($1)
+ GROUP BY k.oid, k.conrelid, k.conname, n.nspname, p.relname, k.convalidated, k.condeferrable, k.confdeltype
+ ORDER BY k.conname";
+
+async fn foreign_keys(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<ForeignKey>>> {
+    let mut found: HashMap<u32, Vec<ForeignKey>> = HashMap::new();
+    for row in client.query(FOREIGN_KEYS, &[&oids]).await.doing("list foreign keys")? {
+        found.entry(row.get(0)).or_default().push(ForeignKey {
+            name: row.get(1),
+            parent: TableName::new(row.get::<_, String>(2), row.get::<_, String>(3)),
+            validated: row.get(4),
+            may_outlive: row.get(5),
+            columns: row.get(6),
+            referenced: row.get(7),
+        });
+    }
+    Ok(found)
 }

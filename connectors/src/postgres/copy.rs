@@ -2,11 +2,12 @@
 //! byte, committed in parts. The table counts as copied only with the row in `carveout.copied`
 //! that the last part commits; an interrupted table is emptied and begun again.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use futures_util::{SinkExt, StreamExt, pin_mut};
 use schemas::{Lsn, MoveId, Snapshot, TableName};
 use tokio_postgres::{Client, Transaction};
 
+use super::apply::key_bytes;
 use super::catalog::Table;
 use super::{Doing, Error, Result, control, quote};
 
@@ -177,6 +178,46 @@ fn strip_header(message: Bytes) -> std::result::Result<Bytes, &'static str> {
         Some(_) => Ok(message.slice(HEADER.len()..)),
         None => Err("the data does not begin with COPY's binary header"),
     }
+}
+
+/// The values of `columns` in every row of a table, where none is NULL: as the wire carries one of them, or several
+/// with their lengths.
+pub async fn keys(
+    client: &Client,
+    table: &TableName,
+    columns: &[String],
+) -> Result<impl futures_util::Stream<Item = Result<Bytes>> + use<>> {
+    let doing = format!("read the keys of {table}");
+    let names = quote::idents(columns.iter().map(String::as_str));
+    let out = format!("COPY (SELECT {names} FROM {}) TO STDOUT (FORMAT binary)", quote::table(table));
+    let rows = client.copy_out(&out).await.doing(&*doing)?;
+    let mut first = true;
+    Ok(rows.filter_map(move |row| {
+        let begins = std::mem::take(&mut first);
+        let key = row.doing(&*doing).and_then(|row| {
+            let row = if begins { strip_header(row) } else { Ok(row) };
+            row.and_then(key).map_err(|why| Error::protocol(&*doing, why))
+        });
+        std::future::ready(key.transpose())
+    }))
+}
+
+/// The key in one row of COPY BINARY; `None` at the end mark, and where a column is NULL.
+fn key(mut row: Bytes) -> std::result::Result<Option<Bytes>, &'static str> {
+    const SHORT: &str = "a row ends too early";
+    if row == TRAILER {
+        return Ok(None);
+    }
+    let columns = row.try_get_i16().map_err(|_| SHORT)?;
+    let mut values = Vec::new();
+    for _ in 0..columns {
+        let Ok(length) = usize::try_from(row.try_get_i32().map_err(|_| SHORT)?) else { return Ok(None) };
+        if row.len() < length {
+            return Err(SHORT);
+        }
+        values.push(row.split_to(length));
+    }
+    Ok(Some(key_bytes(values.iter().map(Bytes::as_ref)).into()))
 }
 
 /// The planner's estimate of the rows that `filter` selects.

@@ -1,35 +1,125 @@
-//! Which tables move and by which column: every table has a policy, or is refused.
+//! Which tables move and how their rows' tenants are found: every table has a policy, or is refused.
 
 use std::collections::BTreeMap;
 
 use schemas::config::{NullTenant, TablePolicy, Tenancy};
 use schemas::status::{Finding, Severity};
 use schemas::tenant::KeyType;
-use schemas::{TableName, TenantId};
+use schemas::{TableName, TablePath, TenantId};
 use tokio_postgres::Client;
 
-use super::catalog::{Column, Table};
-use super::quote::{ident, literal, table as qualified};
+use super::catalog::{Column, ForeignKey, Table};
+use super::quote::{ident, idents, literal, table as qualified};
 use super::{Doing, Result};
 
-/// A table whose rows carry the tenant's key.
+/// A table whose rows belong to tenants.
 #[derive(Clone, Debug)]
-pub struct Keyed {
+pub struct Owned {
     /// The table.
     pub table: Table,
-    /// The column with the tenant's key.
-    pub key: String,
-    /// Its type.
-    pub key_type: KeyType,
+    /// How a row's tenant is found.
+    pub path: Path,
     /// What a row without a tenant means.
     pub null_tenant: NullTenant,
+    /// The columns by which `via` tables refer to it: each list once.
+    pub referenced: Vec<Vec<String>>,
 }
 
-impl Keyed {
+/// How a row's tenant is found.
+#[derive(Clone, Debug)]
+pub enum Path {
+    /// The row names it.
+    Key {
+        /// The column with the tenant's key.
+        column: String,
+        /// Its type.
+        kind: KeyType,
+    },
+    /// The row refers to another that belongs to the tenant.
+    Via(Box<Via>),
+}
+
+/// The step from a row to the one that it refers to.
+#[derive(Clone, Debug)]
+pub struct Via {
+    /// The foreign key.
+    pub key: ForeignKey,
+    /// The types of its columns.
+    pub kinds: Vec<KeyType>,
+    /// The table that it refers to.
+    pub parent: Owned,
+}
+
+impl Owned {
+    /// The columns that say whose a row is: the tenant's key, or the foreign key.
+    pub fn columns(&self) -> &[String] {
+        match &self.path {
+            Path::Key { column, .. } => std::slice::from_ref(column),
+            Path::Via(via) => &via.key.columns,
+        }
+    }
+
+    /// The columns that the old image of a change must carry.
+    pub fn identity_columns(&self) -> Vec<String> {
+        let mut columns: Vec<String> = self.columns().iter().chain(self.referenced.iter().flatten()).cloned().collect();
+        columns.sort_unstable();
+        columns.dedup();
+        columns
+    }
+
+    /// The type of the tenant's key at the end of the path.
+    pub fn key_type(&self) -> KeyType {
+        match &self.path {
+            Path::Key { kind, .. } => *kind,
+            Path::Via(via) => via.parent.key_type(),
+        }
+    }
+
+    /// The table at the end of the path, which names the tenant.
+    pub fn root(&self) -> &TableName {
+        match &self.path {
+            Path::Key { .. } => &self.table.name,
+            Path::Via(via) => via.parent.root(),
+        }
+    }
+
+    /// How many steps it is away from a table that names the tenant.
+    pub fn depth(&self) -> usize {
+        match &self.path {
+            Path::Key { .. } => 0,
+            Path::Via(via) => 1 + via.parent.depth(),
+        }
+    }
+
+    /// The path, as records and routes have it.
+    pub fn route(&self) -> TablePath {
+        match &self.path {
+            Path::Key { column, .. } => TablePath::Key(column.clone()),
+            Path::Via(via) => {
+                let ForeignKey { columns, parent, referenced, .. } = via.key.clone();
+                TablePath::Via { columns, parent, referenced }
+            }
+        }
+    }
+
     /// The SQL condition that selects the tenant's rows.
     pub fn filter(&self, tenant: &TenantId) -> String {
-        let kind = self.table.column(&self.key).map_or("text", |column| column.type_name.as_str());
-        format!("{} = {}::{kind}", ident(&self.key), literal(&tenant.0))
+        match &self.path {
+            Path::Key { column, .. } => {
+                let kind = self.table.column(column).map_or("text", |column| column.type_name.as_str());
+                format!("{} = {}::{kind}", ident(column), literal(&tenant.0))
+            }
+            Path::Via(via) => {
+                let list = |columns: &[String]| idents(columns.iter().map(String::as_str));
+                format!(
+                    "({}) IN (SELECT {} FROM {} WHERE {})",
+                    list(&via.key.columns),
+                    list(&via.key.referenced),
+                    qualified(&via.key.parent),
+                    via.parent.filter(tenant)
+                )
+            }
+        }
     }
 
     /// Whether the table has a row of the tenant.
@@ -41,11 +131,13 @@ impl Keyed {
 
     /// Whether rows without a tenant exist although the policy says they stop the move.
     pub async fn has_null_tenant(&self, client: &Client) -> Result<bool> {
-        if self.null_tenant == NullTenant::NotMoving || self.table.column(&self.key).is_some_and(|key| key.not_null) {
+        let nullable = |name: &&String| self.table.column(name).is_some_and(|column| !column.not_null);
+        let nullable: Vec<&String> = self.columns().iter().filter(nullable).collect();
+        if self.null_tenant == NullTenant::NotMoving || nullable.is_empty() {
             return Ok(false);
         }
-        let sql =
-            format!("SELECT EXISTS (SELECT FROM {} WHERE {} IS NULL)", qualified(&self.table.name), ident(&self.key));
+        let is_null: Vec<String> = nullable.iter().map(|column| format!("{} IS NULL", ident(column))).collect();
+        let sql = format!("SELECT EXISTS (SELECT FROM {} WHERE {})", qualified(&self.table.name), is_null.join(" OR "));
         let row = client
             .query_one(&sql, &[])
             .await
@@ -56,16 +148,17 @@ impl Keyed {
 
 /// The tables that move, and what has to be decided or mended first.
 pub struct Policies {
-    /// Tables that carry the key and can be moved.
-    pub keyed: Vec<Keyed>,
+    /// Tables that can be moved; one that others refer to comes before them.
+    pub owned: Vec<Owned>,
     /// The others, but for those excluded.
     pub findings: Vec<Finding>,
 }
 
 /// Gives every table its policy.
 pub fn resolve(tables: Vec<Table>, tenancy: &Tenancy) -> Policies {
-    let mut policies = Policies { keyed: Vec::new(), findings: unknown_names(&tables, &tenancy.tables) };
+    let mut policies = Policies { owned: Vec::new(), findings: unknown_names(&tables, &tenancy.tables) };
     let default = TablePolicy::default();
+    let mut by_path = Vec::new();
     for table in tables {
         let name = table.name.to_string();
         let declared = tenancy.tables.get(&name).or_else(|| tenancy.tables.get(&table.name.name));
@@ -73,20 +166,113 @@ pub fn resolve(tables: Vec<Table>, tenancy: &Tenancy) -> Policies {
         if policy.exclude {
             continue;
         }
-        if let Some((what, later)) = unsupported_policy(policy) {
-            policies.findings.push(Finding::new(Severity::Error, &name, what, later));
+        if policy.reference {
+            policies.findings.push(Finding::new(
+                Severity::Error,
+                &name,
+                "reference tables cannot be followed by this version",
+                "leave the table out with {exclude: true} and copy it by hand",
+            ));
+            continue;
+        }
+        if let Some(columns) = &policy.via {
+            by_path.push((table, columns.clone(), policy.null_tenant));
             continue;
         }
         let key = policy.key.as_deref().unwrap_or(&tenancy.key).to_owned();
         let obstacles = obstacles(&table, &key);
         match table.key_type(&key) {
-            Some(key_type) if obstacles.is_empty() => {
-                policies.keyed.push(Keyed { table, key, key_type, null_tenant: policy.null_tenant });
+            Some(kind) if obstacles.is_empty() => {
+                let path = Path::Key { column: key, kind };
+                policies.owned.push(Owned { table, path, null_tenant: policy.null_tenant, referenced: Vec::new() });
             }
             _ => policies.findings.extend(obstacles),
         }
     }
+    resolve_paths(&mut policies, by_path);
     policies
+}
+
+/// Adds the tables that refer to others, from the top down.
+fn resolve_paths(policies: &mut Policies, mut left: Vec<(Table, Vec<String>, NullTenant)>) {
+    loop {
+        let before = left.len();
+        let mut waiting = Vec::new();
+        for (table, columns, null_tenant) in std::mem::take(&mut left) {
+            match step(&table, &columns, &policies.owned) {
+                Ok(via) => {
+                    let known = &mut policies.owned;
+                    if let Some(parent) = known.iter_mut().find(|owned| owned.table.name == via.key.parent)
+                        && !parent.referenced.contains(&via.key.referenced)
+                    {
+                        parent.referenced.push(via.key.referenced.clone());
+                    }
+                    known.push(Owned { table, path: Path::Via(Box::new(via)), null_tenant, referenced: Vec::new() });
+                }
+                Err(finding) => waiting.push((table, columns, null_tenant, finding)),
+            }
+        }
+        if waiting.is_empty() {
+            return;
+        }
+        if waiting.len() == before {
+            policies.findings.extend(waiting.into_iter().flat_map(|(.., findings)| findings));
+            return;
+        }
+        left = waiting.into_iter().map(|(table, columns, null_tenant, _)| (table, columns, null_tenant)).collect();
+    }
+}
+
+/// The step from a table over `columns` to one whose tenants are known; or what stands in the way.
+fn step(table: &Table, columns: &[String], known: &[Owned]) -> std::result::Result<Via, Vec<Finding>> {
+    let name = table.name.to_string();
+    let no = |cause: String, remedy: String| Err(vec![Finding::new(Severity::Error, &name, cause, remedy)]);
+    let here = columns.join(", ");
+    let mut keys = table.foreign_keys.iter().filter(|key| same_columns(&key.columns, columns));
+    let Some(key) = keys.next() else {
+        let own: Vec<String> = table.foreign_keys.iter().map(|key| key.columns.join(", ")).collect();
+        let own = if own.is_empty() { "none".to_owned() } else { own.join("; ") };
+        let remedy = format!("name the columns of a foreign key of the table (it has: {own}), or add one on ({here})");
+        return no(format!("via: no foreign key has exactly the columns ({here})"), remedy);
+    };
+    if keys.any(|other| other.parent != key.parent || other.referenced != key.referenced) {
+        let cause = format!("via: two foreign keys with the columns ({here}) lead to different places");
+        return no(cause, "drop one of them, or give the table a tenant key column".to_owned());
+    }
+    if key.parent == table.name {
+        let cause = format!("via: ({here}) refers to the table itself, which this version cannot follow");
+        return no(cause, "name a foreign key that leads to another table".to_owned());
+    }
+    if !key.validated {
+        let sql = format!("ALTER TABLE {} VALIDATE CONSTRAINT {}", qualified(&table.name), ident(&key.name));
+        return no(format!("via: foreign key {} is NOT VALID: rows may refer to nothing", key.name), sql);
+    }
+    let Some(parent) = known.iter().find(|owned| owned.table.name == key.parent) else {
+        let cause = format!("via: ({here}) leads to {}, whose own tenants are not known", key.parent);
+        return no(cause, format!("give {} a policy that leads to a tenant, or exclude both", key.parent));
+    };
+    let mut kinds = Vec::new();
+    for (from, to) in key.columns.iter().zip(&key.referenced) {
+        match (table.key_type(from), parent.table.key_type(to)) {
+            (Some(kind), Some(other)) if kind == other => kinds.push(kind),
+            _ => {
+                let cause = format!(
+                    "via: \"{from}\" and {}.\"{to}\" must have the same type, one of smallint, integer, bigint, uuid, text and varchar",
+                    key.parent
+                );
+                return no(cause, "change one of the types, or exclude the table".to_owned());
+            }
+        }
+    }
+    let in_the_way = shape_obstacles(table);
+    if !in_the_way.is_empty() {
+        return Err(in_the_way);
+    }
+    Ok(Via { key: key.clone(), kinds, parent: parent.clone() })
+}
+
+fn same_columns(one: &[String], other: &[String]) -> bool {
+    one.len() == other.len() && one.iter().all(|column| other.contains(column))
 }
 
 fn unknown_names(tables: &[Table], declared: &BTreeMap<String, TablePolicy>) -> Vec<Finding> {
@@ -102,41 +288,41 @@ fn unknown_names(tables: &[Table], declared: &BTreeMap<String, TablePolicy>) -> 
     unknown.collect()
 }
 
-fn unsupported_policy(policy: &TablePolicy) -> Option<(&'static str, &'static str)> {
-    if policy.via.is_some() {
-        return Some((
-            "via: tables reached through foreign keys cannot be moved by this version",
-            "give the table the key column, or leave it out with {exclude: true}",
-        ));
-    }
-    policy.reference.then_some((
-        "reference tables cannot be followed by this version",
-        "leave the table out with {exclude: true} and copy it by hand",
-    ))
-}
-
-/// Why the table cannot be moved.
-fn obstacles(table: &Table, key: &str) -> Vec<Finding> {
+/// An error about a table that leaving it out would mend too.
+fn in_the_way(table: &Table, cause: String, remedy: &str) -> Finding {
     let name = table.name.to_string();
     let exclude = format!("or leave it out: under tenancy.tables, `\"{name}\": {{exclude: true}}`");
-    let mut found = Vec::new();
-    let mut add = |cause: String, remedy: &str| {
-        found.push(Finding::new(Severity::Error, &name, cause, format!("{remedy} {exclude}").trim().to_owned()))
-    };
-    match table.column(key) {
+    Finding::new(Severity::Error, &name, cause, format!("{remedy} {exclude}").trim().to_owned())
+}
+
+/// Why the table cannot be moved by its key.
+fn obstacles(table: &Table, key: &str) -> Vec<Finding> {
+    let mut found = match table.column(key) {
         None => {
-            add(format!("it has no column \"{key}\" and no policy"), "name its key column with {key: …},");
-            return found;
+            let leads = table.foreign_keys.iter().filter(|other| other.parent != table.name);
+            let leads: Vec<String> = leads.map(|key| format!("{{via: {}}}", key.columns.join(", "))).collect();
+            let via =
+                if leads.is_empty() { String::new() } else { format!(" or its path with {},", leads.join(" or ")) };
+            let cause = format!("it has no column \"{key}\" and no policy");
+            return vec![in_the_way(table, cause, &format!("name its key column with {{key: …}},{via}"))];
         }
-        Some(column) if KeyType::from_oid(column.type_oid).is_none() => add(
-            format!(
+        Some(column) if KeyType::from_oid(column.type_oid).is_none() => {
+            let cause = format!(
                 "its key \"{key}\" has type {}; smallint, integer, bigint, uuid, text and varchar are supported",
                 column.type_sql
-            ),
-            "use a key of such a type,",
-        ),
-        Some(_) => {}
-    }
+            );
+            vec![in_the_way(table, cause, "use a key of such a type,")]
+        }
+        Some(_) => Vec::new(),
+    };
+    found.extend(shape_obstacles(table));
+    found
+}
+
+/// Why the table cannot be moved, whatever its rows' tenants are found by.
+fn shape_obstacles(table: &Table) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let mut add = |cause: String, remedy: &str| found.push(in_the_way(table, cause, remedy));
     match table.kind.as_str() {
         "p" => add("partitioned tables cannot be moved by this version".into(), ""),
         "f" => add("it is a foreign table, whose changes are not in the log".into(), ""),
@@ -180,11 +366,11 @@ fn column_obstacle(column: &Column) -> Option<String> {
 }
 
 /// The names of the tables that move.
-pub fn names(keyed: &[Keyed]) -> Vec<TableName> {
-    keyed.iter().map(|keyed| keyed.table.name.clone()).collect()
+pub fn names(owned: &[Owned]) -> Vec<TableName> {
+    owned.iter().map(|owned| owned.table.name.clone()).collect()
 }
 
-/// The columns with the tenant's key, in the order of [`names`].
-pub fn keys(keyed: &[Keyed]) -> Vec<String> {
-    keyed.iter().map(|keyed| keyed.key.clone()).collect()
+/// How their rows' tenants are found, in the order of [`names`].
+pub fn paths(owned: &[Owned]) -> Vec<TablePath> {
+    owned.iter().map(Owned::route).collect()
 }

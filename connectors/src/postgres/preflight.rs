@@ -6,7 +6,7 @@ use schemas::url::PgUrl;
 use tokio_postgres::Client;
 
 use super::client::connect;
-use super::policy::{Keyed, Policies};
+use super::policy::{Owned, Policies};
 use super::{Doing, Error, Result, catalog, policy, prepare};
 
 /// The only major version that this version of Carveout has been proved on.
@@ -16,13 +16,13 @@ const MAJOR: u32 = 15;
 const LONG_TRANSACTION: &str = "5 minutes";
 
 /// Everything that stands in the way, most severe first, and the tables that can move.
-pub async fn check(config: &Config) -> Result<(Vec<Finding>, Vec<Keyed>)> {
+pub async fn check(config: &Config) -> Result<(Vec<Finding>, Vec<Owned>)> {
     let client = connect(&config.source.url, "check").await?;
     let mut findings = server(&client).await?;
     findings.extend(role(&client).await?);
     findings.extend(long_transactions(&client).await?);
-    let Policies { keyed, findings: refused } = policy::resolve(catalog::tables(&client).await?, &config.tenancy);
-    if keyed.is_empty() {
+    let Policies { owned, findings: refused } = policy::resolve(catalog::tables(&client).await?, &config.tenancy);
+    if owned.is_empty() {
         let cause = format!("no table has the tenant key \"{}\" and can be moved", config.tenancy.key);
         findings.push(Finding::new(
             Severity::Error,
@@ -32,8 +32,8 @@ pub async fn check(config: &Config) -> Result<(Vec<Finding>, Vec<Keyed>)> {
         ));
     }
     findings.extend(refused);
-    findings.extend(tables(&client, &keyed).await?);
-    findings.extend(prepare::wanted(&client, config, &keyed).await?);
+    findings.extend(tables(&client, &owned).await?);
+    findings.extend(prepare::wanted(&client, config, &owned).await?);
     findings.extend(targets(config).await);
     findings.extend(
         config
@@ -42,7 +42,7 @@ pub async fn check(config: &Config) -> Result<(Vec<Finding>, Vec<Keyed>)> {
             .map(|key| Finding::new(Severity::Note, key, "this version accepts the key but does not use it yet", "")),
     );
     findings.sort_by_key(|finding| finding.severity);
-    Ok((findings, keyed))
+    Ok((findings, owned))
 }
 
 async fn server(client: &Client) -> Result<Vec<Finding>> {
@@ -122,8 +122,8 @@ async fn long_transactions(client: &Client) -> Result<Vec<Finding>> {
 }
 
 /// Privileges on the tables, and what moves later than this version knows.
-async fn tables(client: &Client, keyed: &[Keyed]) -> Result<Vec<Finding>> {
-    let oids: Vec<u32> = keyed.iter().map(|keyed| keyed.table.oid).collect();
+async fn tables(client: &Client, owned: &[Owned]) -> Result<Vec<Finding>> {
+    let oids: Vec<u32> = owned.iter().map(|owned| owned.table.oid).collect();
     let rows = client
         .query(
             "SELECT c.oid::regclass::text, has_table_privilege(c.oid, 'SELECT'),

@@ -9,7 +9,7 @@ use schemas::status::{Finding, Severity};
 use schemas::{Lsn, TableName};
 use tokio_postgres::Client;
 
-use super::policy::{Keyed, names};
+use super::policy::{Owned, names};
 use super::quote::{ident, literal, table as qualified};
 use super::{Doing, Error, Result, control, slot};
 
@@ -19,9 +19,9 @@ const ATTEMPTS: u32 = 20;
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(500);
 
 /// What is missing, in the order in which it must be done; each remedy is SQL.
-pub async fn wanted(client: &Client, config: &Config, keyed: &[Keyed]) -> Result<Vec<Finding>> {
-    let mut findings: Vec<Finding> = keyed.iter().filter_map(identity).collect();
-    findings.extend(publication(client, &config.source.publication, &names(keyed)).await?);
+pub async fn wanted(client: &Client, config: &Config, owned: &[Owned]) -> Result<Vec<Finding>> {
+    let mut findings: Vec<Finding> = owned.iter().filter_map(identity).collect();
+    findings.extend(publication(client, &config.source.publication, &names(owned)).await?);
     let control: bool = client
         .query_one("SELECT to_regclass('carveout.objects') IS NOT NULL", &[])
         .await
@@ -34,20 +34,22 @@ pub async fn wanted(client: &Client, config: &Config, keyed: &[Keyed]) -> Result
     Ok(findings)
 }
 
-/// The replica identity has to carry the tenant key: without it a DELETE names no tenant.
-fn identity(keyed: &Keyed) -> Option<Finding> {
-    let table = &keyed.table;
-    if table.identity_covers(&keyed.key) {
+/// The replica identity has to carry what says whose a row is: without it a DELETE names no tenant.
+fn identity(owned: &Owned) -> Option<Finding> {
+    let table = &owned.table;
+    let columns = owned.identity_columns();
+    if table.identity_covers(&columns) {
         return None;
     }
-    let index = table.keys.iter().find(|key| key.identifies && key.columns.contains(&keyed.key));
+    let index = table.keys.iter().find(|key| key.identifies && key.covers(&columns));
     let how = match index {
         Some(index) => format!("USING INDEX {}", ident(&index.name)),
         None => "FULL".to_owned(),
     };
+    let list: Vec<String> = columns.iter().map(|column| format!("\"{column}\"")).collect();
     Some(Finding::prepared(
         table.name.to_string(),
-        format!("its replica identity does not carry \"{}\": a DELETE would not name its tenant", keyed.key),
+        format!("its replica identity does not carry {}: a DELETE would not name its tenant", list.join(" and ")),
         format!("ALTER TABLE {} REPLICA IDENTITY {how}", qualified(&table.name)),
     ))
 }

@@ -19,8 +19,8 @@ pub fn run(global: &Global) -> Result<Exit, Failure> {
 
 /// The findings, and the names of the tables that can move.
 pub async fn look(config: &Config) -> Result<(Vec<Finding>, Vec<String>), Failure> {
-    let (findings, keyed) = preflight::check(config).await.map_err(|error| Failure::database(&error))?;
-    Ok((findings, keyed.iter().map(|keyed| keyed.table.name.to_string()).collect()))
+    let (findings, owned) = preflight::check(config).await.map_err(|error| Failure::database(&error))?;
+    Ok((findings, owned.iter().map(|owned| owned.table.name.to_string()).collect()))
 }
 
 fn text(findings: &[Finding], tables: &[String]) -> String {

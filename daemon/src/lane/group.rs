@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use connectors::postgres::apply::Piece;
+use connectors::postgres::apply::{Entry, Piece};
 use connectors::postgres::control::Copied;
 use connectors::postgres::pgoutput::{self, Message};
 use connectors::postgres::{Error, Result};
@@ -122,7 +122,7 @@ impl Group {
                     }
                     Some(Frame::Segment { prev_end }) => last = last.or(Some(prev_end)),
                     Some(Frame::Commit { end }) => break end,
-                    Some(Frame::Message(bytes)) if bytes.first() == Some(&b'R') => relations.push(bytes),
+                    Some(Frame::Message { bytes, .. }) if bytes.first() == Some(&b'R') => relations.push(bytes),
                     Some(_) => {}
                 }
             };
@@ -153,7 +153,9 @@ impl Group {
         }
         let mut changes = Vec::new();
         if !std::mem::replace(&mut self.told, true) {
-            changes.clone_from(&self.passed_over);
+            changes.extend(
+                self.passed_over.iter().map(|message| Entry { message: message.clone(), claims: Bytes::new() }),
+            );
         }
         let (mut rows, mut bytes) = (0, 0);
         while rows < self.limits.rows && bytes < PIECE_BYTES {
@@ -164,13 +166,13 @@ impl Group {
                         self.spool.set_oldest(commit_ts, commit_lsn);
                     }
                 }
-                Some(Frame::Message(message)) => match self.weigh(&message)? {
+                Some(Frame::Message { bytes: message, claims }) => match self.weigh(&message)? {
                     Weight::Held => {}
-                    Weight::Relation => changes.push(message),
+                    Weight::Relation => changes.push(Entry { message, claims }),
                     Weight::Row => {
                         rows += 1;
                         bytes += message.len();
-                        changes.push(message);
+                        changes.push(Entry { message, claims });
                     }
                 },
                 Some(Frame::Commit { end }) => {

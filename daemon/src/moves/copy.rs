@@ -1,17 +1,19 @@
 //! The copy of a move: one snapshot, several tables at a time, each complete or begun again.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use connectors::postgres::control::Copied;
 use connectors::postgres::copy::{CopyJob, copy_table, estimate};
-use connectors::postgres::policy::Keyed;
+use connectors::postgres::policy::Owned;
 use connectors::postgres::snapshot::{self, HeldSnapshot};
 use connectors::postgres::{Result, client, control, provision};
 use futures_util::future::try_join_all;
-use schemas::Lsn;
 use schemas::config::Target;
 use schemas::record::Fault;
+use schemas::{Lsn, TableName};
 use tokio::sync::Semaphore;
 
 use super::driver::open_checkpoint;
@@ -31,14 +33,16 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
     let client = client::connect(&target.url, "copy").await?;
     let checkpoint = open_checkpoint(context, &client, &record).await?;
     let mut copied = control::read_copied(&client, record.id, &record.tables).await?;
-    let left: Vec<&Keyed> = tables.iter().filter(|keyed| !copied.contains_key(&keyed.table.name)).collect();
+    let again = incomplete_trees(&tables, &copied);
+    copied.retain(|table, _| !again.contains(table));
+    let left: Vec<&Owned> = tables.iter().filter(|owned| !copied.contains_key(&owned.table.name)).collect();
     let done: u64 = copied.values().map(|copied| copied.rows).sum();
     moving.rows_copied.store(done, Ordering::Relaxed);
     if !left.is_empty() {
         let _turn = context.copying.acquire().await.map_err(|_| StepError::Stopped)?;
         let plan = moving.sink_plan(&target, 0);
-        for keyed in &left {
-            provision::same_shape(&client, &keyed.table, &plan.target_name(&keyed.table.name)).await?;
+        for owned in &left {
+            provision::same_shape(&client, &owned.table, &plan.target_name(&owned.table.name)).await?;
         }
         // What the spool holds since before a restart was delivered then; it is delivered again, with what
         // came before it and is in no spool, before it counts here.
@@ -47,18 +51,18 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
         let held = joined_snapshot(context, moving, record.fresh_xid).await?;
         // Not in the snapshot's transaction, which would keep every table locked against DDL from now on.
         let asking = client::connect(&context.config.source.url, "copy").await?;
-        let estimates = left.iter().map(|keyed| {
-            let (filter, asking) = (keyed.filter(&record.tenant), &asking);
-            async move { estimate(asking, &keyed.table.name, &filter).await }
+        let estimates = left.iter().map(|owned| {
+            let (filter, asking) = (owned.filter(&record.tenant), &asking);
+            async move { estimate(asking, &owned.table.name, &filter).await }
         });
         let estimated: u64 = try_join_all(estimates).await?.into_iter().sum();
         moving.update(&context.store, |record| record.rows_total = done + estimated)?;
         // One connection of the tenant's share is the one that holds the checkpoint here.
         let share = context.config.tenant_strategy.database_config.max_connections_per_tenant.saturating_sub(1).max(1);
         let share = Semaphore::new(share as usize);
-        let copies = left.iter().map(|keyed| async {
+        let copies = left.iter().map(|owned| async {
             let _share = share.acquire().await.map_err(|_| StepError::Stopped)?;
-            copy_one(context, moving, &target, &held, keyed, checkpoint.epoch).await
+            copy_one(context, moving, &target, &held, owned, checkpoint.epoch).await
         });
         try_join_all(copies).await?;
         copied = control::read_copied(&client, record.id, &record.tables).await?;
@@ -72,6 +76,22 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
     let rows: u64 = copied.values().map(|copied| copied.rows).sum();
     moving.update(&context.store, |record| (record.rows_copied, record.rows_total) = (rows, rows))?;
     Ok(())
+}
+
+/// Tables that refer to each other are copied under one snapshot: under two, a row of one could have its tenant
+/// in another's past. Returns the tables that must be copied again for that.
+fn incomplete_trees(tables: &[Owned], copied: &HashMap<TableName, Copied>) -> HashSet<TableName> {
+    let mut again = HashSet::new();
+    for root in tables.iter().filter(|owned| owned.depth() == 0).map(|owned| &owned.table.name) {
+        let tree: Vec<&TableName> =
+            tables.iter().filter(|owned| owned.root() == root).map(|owned| &owned.table.name).collect();
+        let snapshots: HashSet<_> =
+            tree.iter().map(|table| copied.get(*table).map(|copied| copied.snapshot.to_string())).collect();
+        if snapshots.len() > 1 {
+            again.extend(tree.into_iter().cloned());
+        }
+    }
+    again
 }
 
 /// After a restart the spool must still hold what was acknowledged: nothing else does.
@@ -122,7 +142,7 @@ async fn copy_one(
     moving: &Moving,
     target: &Target,
     held: &HeldSnapshot,
-    keyed: &Keyed,
+    owned: &Owned,
     epoch: i64,
 ) -> std::result::Result<(), StepError> {
     let _table = context.copy_tables.acquire().await.map_err(|_| StepError::Stopped)?;
@@ -134,9 +154,9 @@ async fn copy_one(
     let job = CopyJob {
         id: record.id,
         epoch,
-        source: &keyed.table,
-        filter: keyed.filter(&record.tenant),
-        target: moving.sink_plan(target, epoch).target_name(&keyed.table.name),
+        source: &owned.table,
+        filter: owned.filter(&record.tenant),
+        target: moving.sink_plan(target, epoch).target_name(&owned.table.name),
         snapshot: &held.snapshot,
         wal_insert_lsn: held.wal_insert_lsn,
     };
@@ -145,7 +165,7 @@ async fn copy_one(
         context.throttle.take(rows)
     })
     .await?;
-    tracing::info!(id = %record.id, table = %keyed.table.name, rows, "table copied");
+    tracing::info!(id = %record.id, table = %owned.table.name, rows, "table copied");
     Ok(())
 }
 
@@ -154,18 +174,18 @@ async fn finish_tables(
     context: &Context,
     moving: &Moving,
     target: &Target,
-    tables: &[Keyed],
+    tables: &[Owned],
 ) -> std::result::Result<(), StepError> {
     let plan = moving.sink_plan(target, 0);
     let source = client::connect(&context.config.source.url, "provision").await?;
-    let finish = tables.iter().map(|keyed| {
+    let finish = tables.iter().map(|owned| {
         let (source, plan) = (&source, &plan);
         async move {
             let _connection = context.target_connections.acquire().await.map_err(|_| StepError::Stopped)?;
-            let finish = provision::read_finish(source, &keyed.table).await?;
+            let finish = provision::read_finish(source, &owned.table).await?;
             let mut client = client::connect(&target.url, "index").await?;
             let made: Result<()> =
-                provision::finish_table(&mut client, &plan.target_name(&keyed.table.name), &finish).await;
+                provision::finish_table(&mut client, &plan.target_name(&owned.table.name), &finish).await;
             made.map_err(StepError::from)
         }
     });

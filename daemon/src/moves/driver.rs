@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use connectors::postgres::control::Checkpoint;
-use connectors::postgres::policy::Keyed;
+use connectors::postgres::policy::Owned;
 use connectors::postgres::{Client, client, control, provision};
 use schemas::config::Isolation;
 use schemas::phase::Event;
@@ -15,7 +15,7 @@ use schemas::url::PgUrl;
 use schemas::{Lsn, Phase};
 use tokio::sync::mpsc;
 
-use super::{Context, Moving, SpoolLink, StepError, copy, routes};
+use super::{Context, Moving, SpoolLink, StepError, copy, keys, routes};
 use crate::lane::{Lane, LaneEnded, LanePlan};
 use crate::router::LaneEnd;
 use crate::spool::SpoolWriter;
@@ -173,14 +173,14 @@ async fn provision(context: &Context, moving: &Moving) -> Result<(), StepError> 
         moving.update(&context.store, |record| record.copy_again = false)?;
     }
     let plan = moving.sink_plan(&target, 0);
-    let mut schemas: Vec<String> = tables.iter().map(|keyed| plan.target_name(&keyed.table.name).schema).collect();
+    let mut schemas: Vec<String> = tables.iter().map(|owned| plan.target_name(&owned.table.name).schema).collect();
     schemas.sort_unstable();
     schemas.dedup();
     for schema in &schemas {
         provision::create_schema(&mut client, record.id, schema).await?;
     }
-    for keyed in &tables {
-        provision::create_table(&mut client, record.id, &keyed.table, &plan.target_name(&keyed.table.name)).await?;
+    for owned in &tables {
+        provision::create_table(&mut client, record.id, &owned.table, &plan.target_name(&owned.table.name)).await?;
     }
     Ok(())
 }
@@ -209,7 +209,7 @@ async fn make_database(context: &Context, moving: &Moving, admin: &PgUrl, databa
 }
 
 /// From here on every change of the tenant reaches its spool. Not to be cut off: a lane is open, or it is not.
-async fn open_lane(context: &Context, moving: &Moving, tables: &[Keyed]) -> Result<(), StepError> {
+async fn open_lane(context: &Context, moving: &Moving, tables: &[Owned]) -> Result<(), StepError> {
     let record = moving.record();
     let (spool, prev_end) =
         SpoolWriter::open(&context.spool_dir(record.id)).map_err(|error| spool_fault(&record, &error))?;
@@ -294,7 +294,10 @@ async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
         receiver,
         moving.stop.subscribe(),
     );
-    let ended = lane.run().await;
+    let ended = tokio::select! {
+        ended = lane.run() => ended,
+        () = keys::hand_over(context, moving) => LaneEnded::Stopped,
+    };
     moving.set_lane(None);
     match ended {
         LaneEnded::Stopped => Err(StepError::Stopped),

@@ -71,12 +71,12 @@ pub async fn verify(context: &Context, moving: &Moving) -> Result<VerifyReport, 
     let plan = moving.sink_plan(&target, 0);
     let mut report =
         VerifyReport { tenant: record.tenant.clone(), lsn: source.wal_insert_lsn, equal: true, tables: Vec::new() };
-    for keyed in &tables {
+    for owned in &tables {
         let left =
-            Side { client: &source.client, table: keyed.table.name.clone(), filter: keyed.filter(&record.tenant) };
+            Side { client: &source.client, table: owned.table.name.clone(), filter: owned.filter(&record.tenant) };
         // No filter on this side: a row that does not belong here is a difference.
-        let right = Side { client: &client, table: plan.target_name(&keyed.table.name), filter: "true".to_owned() };
-        let table = compare(&left, &right, &keyed.table).await?;
+        let right = Side { client: &client, table: plan.target_name(&owned.table.name), filter: "true".to_owned() };
+        let table = compare(&left, &right, &owned.table).await?;
         report.equal &= table.differences == 0;
         report.tables.push(table);
     }

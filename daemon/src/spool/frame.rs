@@ -27,7 +27,12 @@ pub enum Frame {
         commit_ts: i64,
     },
     /// A pgoutput message: Relation, Insert, Update or Delete.
-    Message(Bytes),
+    Message {
+        /// The message.
+        bytes: Bytes,
+        /// The lane's claims, where the row may be another tenant's; otherwise empty.
+        claims: Bytes,
+    },
     /// The lane must stop here, for this reason.
     Stop {
         /// The table whose rows the reason is about: where its copy holds the transaction, there is none. Without
@@ -70,7 +75,12 @@ pub(super) fn parse(head: &[u8; HEAD], mut body: Bytes) -> Option<Frame> {
     let frame = match (kind, body.len()) {
         (b'S', 8) => Frame::Segment { prev_end: Lsn(body.get_u64()) },
         (b'B', 20) => Frame::Begin { xid: body.get_u32(), commit_lsn: Lsn(body.get_u64()), commit_ts: body.get_i64() },
-        (b'M', _) => Frame::Message(body),
+        (b'M', _) => Frame::Message { bytes: body, claims: Bytes::new() },
+        (b'U', _) => {
+            let length = body.try_get_u32().ok()? as usize;
+            let claims = (body.len() >= length).then(|| body.split_to(length))?;
+            Frame::Message { bytes: body, claims }
+        }
         (b'X', _) => {
             let (table, fault) = schemas::record::decode(&body).ok()?;
             Frame::Stop { table, fault }

@@ -28,8 +28,8 @@ impl Drop for Folder {
 fn append(writer: &mut SpoolWriter, end: u64, sizes: &[usize], seal: bool) {
     assert!(writer.begin(end as u32, Lsn(end - 1), 0).unwrap());
     for (n, size) in sizes.iter().enumerate() {
-        let row = vec![n as u8; *size];
-        writer.change((1, 1), b"R", &[b"I", &row]).unwrap();
+        let row = [b"I", &vec![n as u8; *size][..]].concat();
+        writer.change((1, 1), b"R", &[], &row).unwrap();
     }
     if seal {
         writer.commit(Lsn(end));
@@ -43,9 +43,9 @@ fn read_all(dir: &std::path::Path, sealed: &Sealed) -> Vec<(u64, Vec<usize>)> {
     let (mut all, mut rows) = (Vec::new(), Vec::new());
     while let Some(frame) = reader.next(sealed).unwrap() {
         match frame {
-            Frame::Message(bytes) if bytes.starts_with(b"I") => rows.push(bytes.len() - 1),
+            Frame::Message { bytes, .. } if bytes.starts_with(b"I") => rows.push(bytes.len() - 1),
             Frame::Commit { end } => all.push((end.0, std::mem::take(&mut rows))),
-            Frame::Segment { .. } | Frame::Begin { .. } | Frame::Message(_) => {}
+            Frame::Segment { .. } | Frame::Begin { .. } | Frame::Message { .. } => {}
             Frame::Stop { .. } => panic!("nobody asked to stop"),
         }
     }

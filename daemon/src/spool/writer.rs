@@ -178,8 +178,15 @@ impl SpoolWriter {
         Ok(true)
     }
 
-    /// Appends a change of a relation, which is described first if this segment has not done so.
-    pub fn change(&mut self, relation: (u32, u64), description: &[u8], message: &[&[u8]]) -> io::Result<()> {
+    /// Appends a change of a relation, which is described first if this segment has not done so. With `claims`
+    /// the lane decides whether the row is its own.
+    pub fn change(
+        &mut self,
+        relation: (u32, u64),
+        description: &[u8],
+        claims: &[u8],
+        message: &[u8],
+    ) -> io::Result<()> {
         self.usable()?;
         if self.offset() >= SEGMENT_BYTES {
             self.rotate()?;
@@ -188,7 +195,10 @@ impl SpoolWriter {
             self.relations.insert(relation.0, relation.1);
             self.put(b'M', &[description]);
         }
-        self.put(b'M', message);
+        match claims {
+            [] => self.put(b'M', &[message]),
+            claims => self.put(b'U', &[&(claims.len() as u32).to_be_bytes(), claims, message]),
+        }
         self.spill()
     }
 
@@ -353,7 +363,7 @@ fn scan(dir: &Path) -> io::Result<Found> {
                     }
                     found.sealed = Sealed { segment: number, offset, end };
                 }
-                Frame::Segment { .. } | Frame::Message(_) | Frame::Stop { .. } => {}
+                Frame::Segment { .. } | Frame::Message { .. } | Frame::Stop { .. } => {}
             }
         }
         if reader.place().offset < fs::metadata(segment_path(dir, number))?.len() {

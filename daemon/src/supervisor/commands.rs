@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use connectors::postgres::policy::{self, Keyed};
+use connectors::postgres::policy::{self, Owned};
 use connectors::postgres::{self, catalog, client, prepare, slot, snapshot};
 use schemas::config::Isolation;
 use schemas::phase::Event;
@@ -23,7 +23,7 @@ const CANCEL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a move is planned from.
 struct Plan {
-    tables: Vec<Keyed>,
+    tables: Vec<Owned>,
     published: Published,
     /// A transaction id that was new when that was read.
     next_xid: u64,
@@ -52,7 +52,7 @@ impl Supervisor {
         &self,
         entry: &Entry,
         to: Option<Isolation>,
-        tables: &[Keyed],
+        tables: &[Owned],
         (published, fresh_xid): (Published, u64),
     ) -> Result<(), Refusal> {
         let record = entry.moving.record();
@@ -76,7 +76,8 @@ impl Supervisor {
             return Ok(());
         }
         // An order to stop stays in the spool: going on would pass over a change.
-        let ordered = |code: &str| matches!(code, "truncate" | "toast" | "null_tenant" | "schema_changed");
+        let ordered =
+            |code: &str| matches!(code, "truncate" | "toast" | "null_tenant" | "schema_changed" | "tenant_changed");
         let standing = record.fault.as_ref().filter(|fault| record.phase.has_lane() && ordered(&fault.code));
         if let Some(fault) = standing {
             return Err(no(&fault.code, &fault.object, &fault.message, &fault.next));
@@ -89,7 +90,7 @@ impl Supervisor {
             record.fault = None;
             if let Ok(phase) = record.phase.after(Event::CopyAgain) {
                 (record.phase, record.copy_again, record.verified_at) = (phase, true, None);
-                (record.tables, record.keys) = (policy::names(tables), policy::keys(tables));
+                (record.tables, record.paths) = (policy::names(tables), policy::paths(tables));
                 (record.published, record.fresh_xid) = (published, fresh_xid);
             }
         })?;
@@ -101,7 +102,7 @@ impl Supervisor {
         &self,
         tenant: &TenantId,
         to: Option<Isolation>,
-        tables: &[Keyed],
+        tables: &[Owned],
         (published, fresh_xid): (Published, u64),
     ) -> Result<(), Refusal> {
         let declared =
@@ -145,7 +146,7 @@ impl Supervisor {
             phase: Phase::Planned,
             fault: None,
             tables: policy::names(tables),
-            keys: policy::keys(tables),
+            paths: policy::paths(tables),
             published,
             fresh_xid,
             made_database: false,
@@ -166,7 +167,7 @@ impl Supervisor {
         let config = &self.context.config;
         let source = client::connect(&config.source.url, "plan").await?;
         let policies = policy::resolve(catalog::tables(&source).await?, &config.tenancy);
-        let wanted = prepare::wanted(&source, config, &policies.keyed).await?;
+        let wanted = prepare::wanted(&source, config, &policies.owned).await?;
         let blocking = policies
             .findings
             .into_iter()
@@ -176,8 +177,8 @@ impl Supervisor {
             let next = format!("`carveout check` lists everything; {}", finding.remedy);
             return Err(no("check", &finding.object, &finding.cause, &next));
         }
-        let tenant = canonical(&policies.keyed, tenant)?;
-        if self.find(&tenant.0).is_none() && !has_rows(&policies.keyed, &source, &tenant).await? {
+        let tenant = canonical(&policies.owned, tenant)?;
+        if self.find(&tenant.0).is_none() && !has_rows(&policies.owned, &source, &tenant).await? {
             return Err(no(
                 "empty",
                 &tenant.0,
@@ -185,20 +186,20 @@ impl Supervisor {
                 "correct the tenant's name; a tenant can be moved once it has a row",
             ));
         }
-        for keyed in &policies.keyed {
-            if keyed.has_null_tenant(&source).await? {
+        for owned in &policies.owned {
+            if owned.has_null_tenant(&source).await? {
                 let next =
-                    format!("give them one, or set tenancy.tables.{}.null_tenant: not_moving", keyed.table.name.name);
-                return Err(no("null_tenant", &keyed.table.name.to_string(), "it has rows without a tenant", &next));
+                    format!("give them one, or set tenancy.tables.{}.null_tenant: not_moving", owned.table.name.name);
+                return Err(no("null_tenant", &owned.table.name.to_string(), "it has rows without a tenant", &next));
             }
         }
-        let names = policy::names(&policies.keyed);
+        let names = policy::names(&policies.owned);
         let published = slot::published(&source, &config.source.publication, &names).await?;
         let missing = names.iter().find(|name| !published.tables.iter().any(|(table, _)| table == *name));
         // After what is published was read: whoever was open at a change of it has a lower one.
         let next_xid = snapshot::next_xid(&source).await?;
         match missing {
-            None => Ok(Plan { tables: policies.keyed, published, next_xid, tenant }),
+            None => Ok(Plan { tables: policies.owned, published, next_xid, tenant }),
             Some(table) => {
                 let next = "`carveout prepare --apply` publishes it; then move again";
                 Err(no("check", &table.to_string(), "it is not in the publication", next))
@@ -242,9 +243,9 @@ impl Supervisor {
     }
 }
 
-async fn has_rows(keyed: &[Keyed], source: &postgres::Client, tenant: &TenantId) -> Result<bool, postgres::Error> {
-    for keyed in keyed {
-        if keyed.has_tenant(source, tenant).await? {
+async fn has_rows(owned: &[Owned], source: &postgres::Client, tenant: &TenantId) -> Result<bool, postgres::Error> {
+    for owned in owned {
+        if owned.has_tenant(source, tenant).await? {
             return Ok(true);
         }
     }
@@ -252,9 +253,9 @@ async fn has_rows(keyed: &[Keyed], source: &postgres::Client, tenant: &TenantId)
 }
 
 /// Every table's key type must know the tenant by the same text.
-fn canonical(keyed: &[Keyed], tenant: &str) -> Result<TenantId, Refusal> {
+fn canonical(owned: &[Owned], tenant: &str) -> Result<TenantId, Refusal> {
     let mut found: Option<TenantId> = None;
-    for (table, kind) in keyed.iter().map(|keyed| (&keyed.table.name, keyed.key_type)) {
+    for (table, kind) in owned.iter().map(|owned| (&owned.table.name, owned.key_type())) {
         let here = KeyType::canonical(kind, tenant).map_err(|error| Refusal {
             kind: RefusalKind::Invalid,
             ..no("tenant", &table.to_string(), &error.to_string(), "name the tenant by its key's value")
@@ -275,9 +276,9 @@ fn canonical(keyed: &[Keyed], tenant: &str) -> Result<TenantId, Refusal> {
 }
 
 /// In one schema two tables cannot have the same name.
-fn one_name_each(tables: &[Keyed]) -> Result<(), Refusal> {
+fn one_name_each(tables: &[Owned]) -> Result<(), Refusal> {
     let mut names = HashSet::new();
-    match tables.iter().find(|keyed| !names.insert(&keyed.table.name.name)) {
+    match tables.iter().find(|owned| !names.insert(&owned.table.name.name)) {
         None => Ok(()),
         Some(twice) => Err(no(
             "target",

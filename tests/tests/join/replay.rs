@@ -120,7 +120,7 @@ pub fn replay(
     while let Some(frame) = reader.next(sealed)? {
         match frame {
             Frame::Begin { xid, commit_lsn, .. } => current = Some((xid, commit_lsn)),
-            Frame::Message(bytes) => changes.push(bytes),
+            Frame::Message { bytes, .. } => changes.push(bytes),
             Frame::Commit { end } => {
                 let (xid, commit_lsn) = current.take().context("a transaction")?;
                 let held = copied.holds(xid, commit_lsn);

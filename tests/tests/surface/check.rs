@@ -92,8 +92,8 @@ async fn tables_that_cannot_be_moved_are_refused_each_with_its_reason() -> Resul
     run(&config, &["check"]).await?.assert(0, &["errors: 0", "tables that move: public.events, public.orders\n"])
 }
 
-/// INTERFACE: `via` and `reference` are accepted in the file and refused with a clear word, and so is a table
-/// that does not exist.
+/// INTERFACE: `reference` is accepted in the file and refused with a clear word; so are a `via` that no foreign key
+/// backs and a table that does not exist.
 #[tokio::test(flavor = "multi_thread")]
 async fn policies_that_this_version_does_not_have_are_refused_by_name() -> Result<()> {
     let desk = Desk::open().await?;
@@ -105,7 +105,7 @@ async fn policies_that_this_version_does_not_have_are_refused_by_name() -> Resul
         1,
         &[
             "public.lines",
-            "foreign keys cannot be moved by this version",
+            "no foreign key has exactly the columns (order_id)",
             "public.countries",
             "reference tables",
             "nowhere",

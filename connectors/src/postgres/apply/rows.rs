@@ -103,7 +103,7 @@ fn delete<'a>(table: &Mapped, key: &Row<'a>, old: Option<&Row<'a>>) -> Result<Sq
 }
 
 /// The new row with its unchanged values taken from the old one.
-fn complete<'a>(table: &Mapped, old: Option<&Row<'a>>, new: &Row<'a>) -> Result<Row<'a>> {
+pub(super) fn complete<'a>(table: &Mapped, old: Option<&Row<'a>>, new: &Row<'a>) -> Result<Row<'a>> {
     let whole = new.iter().enumerate().map(|(place, value)| match (value, old) {
         (Value::Unchanged, Some(old)) => Ok(old[place]),
         (Value::Unchanged, None) => Err(Error::state(

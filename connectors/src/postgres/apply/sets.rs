@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{SinkExt, pin_mut};
 
+use super::super::catalog::Column;
 use super::super::copy::{HEADER, TRAILER};
 use super::super::pgoutput::Value;
 use super::super::quote::{ident, idents, table as qualified};
@@ -46,7 +47,7 @@ async fn delete(session: &mut Session<'_>, fold: &Folded<'_>) -> Result<()> {
     let sql = format!(
         "DELETE FROM {} t USING unnest({}) v({}) WHERE {}",
         qualified(&table.target),
-        arrays(table, &table.key),
+        arrays(&table.columns, &table.key),
         names.join(", "),
         same_key(table, &names)
     );
@@ -70,7 +71,7 @@ async fn update(session: &mut Session<'_>, fold: &Folded<'_>) -> Result<()> {
         let all: Vec<usize> = table.key.iter().chain(&places).copied().collect();
         let names: Vec<String> = keys.iter().cloned().chain((0..places.len()).map(|n| format!("s{n}"))).collect();
         let (target, rows_of) =
-            (qualified(&table.target), format!("unnest({}) v({})", arrays(table, &all), names.join(", ")));
+            (qualified(&table.target), format!("unnest({}) v({})", arrays(&table.columns, &all), names.join(", ")));
         let set: Vec<String> =
             places.iter().enumerate().map(|(n, p)| format!("{} = v.s{n}", ident(&table.columns[*p].name))).collect();
         // A row whose every other value is unchanged still has to be there.
@@ -133,9 +134,8 @@ fn expect(table: &Mapped, touched: u64, rows: usize) -> Result<()> {
 }
 
 /// `$1::type[], $2::type[], …` for the columns at `places`.
-fn arrays(table: &Mapped, places: &[usize]) -> String {
-    let params =
-        places.iter().enumerate().map(|(n, place)| format!("${}::{}[]", n + 1, table.columns[*place].type_name));
+pub(super) fn arrays(columns: &[Column], places: &[usize]) -> String {
+    let params = places.iter().enumerate().map(|(n, place)| format!("${}::{}[]", n + 1, columns[*place].type_name));
     params.collect::<Vec<_>>().join(", ")
 }
 
@@ -146,7 +146,10 @@ fn same_key(table: &Mapped, names: &[String]) -> String {
 }
 
 /// A one-dimensional array in the wire's binary form (PostgreSQL source, `array_recv`).
-fn array<'v, 'a: 'v>(element_oid: u32, values: impl ExactSizeIterator<Item = &'v Value<'a>> + Clone) -> Bytes {
+pub(super) fn array<'v, 'a: 'v>(
+    element_oid: u32,
+    values: impl ExactSizeIterator<Item = &'v Value<'a>> + Clone,
+) -> Bytes {
     let mut out = BytesMut::with_capacity(20 + values.len() * 12);
     let has_null = values.clone().any(|value| bytes_of(value).is_none());
     out.put_i32(1);

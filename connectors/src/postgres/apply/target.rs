@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
-use schemas::TableName;
+use schemas::{TableName, TablePath};
 use tokio_postgres::types::{Format, IsNull, ToSql, Type};
 use tokio_postgres::{Client, Statement};
 
@@ -26,6 +26,7 @@ pub(super) struct Change<'a> {
 }
 
 /// What happens to a row. Rows have the columns of [`Mapped::columns`].
+#[derive(Clone)]
 pub(super) enum Op<'a> {
     Insert(Row<'a>),
     /// `old` is the whole old row where the identity is FULL; `key` names the old row.
@@ -57,11 +58,26 @@ pub(super) struct Mapped {
     /// the key, GENERATED ALWAYS AS IDENTITY (which UPDATE refuses).
     pub whole_rows: bool,
     full: bool,
+    /// The rows that a row's tenant is found by: what it refers to, what that one refers to, and so on.
+    pub above: Vec<Referred>,
+    /// The columns by which other tables refer to this one, with their places.
+    pub referred: Vec<(Vec<String>, Vec<usize>)>,
+}
+
+/// A table that others refer to.
+pub(super) struct Referred {
+    /// The table, on the source and in the target.
+    pub table: TableName,
+    pub target: TableName,
+    /// The columns by which it is referred to, and what they are in the target.
+    pub columns: Vec<String>,
+    pub types: Vec<Column>,
 }
 
 /// The tables of a lane.
 pub struct Targets {
     tables: HashMap<TableName, (TableName, Table)>,
+    paths: HashMap<TableName, TablePath>,
     relations: HashMap<u32, Known>,
 }
 
@@ -75,12 +91,12 @@ struct Known {
 impl Targets {
     /// Reads the target's tables.
     pub async fn load(client: &Client, plan: &SinkPlan) -> Result<Targets> {
-        let names: Vec<TableName> = plan.tables.iter().map(|table| plan.target_name(table)).collect();
+        let names: Vec<TableName> = plan.tables.iter().map(|(table, _)| plan.target_name(table)).collect();
         let schemas: Vec<String> = names.iter().map(|name| name.schema.clone()).collect();
         let mut found: HashMap<TableName, Table> =
             catalog::tables_in(client, &schemas).await?.into_iter().map(|table| (table.name.clone(), table)).collect();
         let mut tables = HashMap::new();
-        for (source, target) in plan.tables.iter().zip(names) {
+        for ((source, _), target) in plan.tables.iter().zip(names) {
             let Some(table) = found.remove(&target) else {
                 return Err(Error::state(
                     format!("open the target of {source}"),
@@ -89,7 +105,7 @@ impl Targets {
             };
             tables.insert(source.clone(), (target, table));
         }
-        Ok(Targets { tables, relations: HashMap::new() })
+        Ok(Targets { tables, paths: plan.tables.iter().cloned().collect(), relations: HashMap::new() })
     }
 
     /// Takes a Relation message: new, repeated, or changed by DDL on the source.
@@ -139,10 +155,46 @@ impl Targets {
             whole_rows: columns.iter().enumerate().any(awkward),
             key,
             full: relation.identity == b'f',
+            above: self.above(&source)?,
+            referred: self.referred(&source, &columns)?,
             target: target.clone(),
             source: source.clone(),
             columns,
         })
+    }
+
+    /// What the rows of a table refer to, step by step.
+    fn above(&self, source: &TableName) -> Result<Vec<Referred>> {
+        let mut above = Vec::new();
+        let mut from = source;
+        while let Some(TablePath::Via { parent, referenced, .. }) = self.paths.get(from) {
+            let missing = |what: String| Error::state(format!("map the columns of {source}"), what);
+            let Some((target, table)) = self.tables.get(parent) else {
+                return Err(missing(format!("table {parent}, which it refers to, is not part of this move")));
+            };
+            let column = |name: &String| {
+                let found = table.column(name).cloned();
+                found.ok_or_else(|| missing(format!("column \"{name}\" of {target} is gone")))
+            };
+            let types = referenced.iter().map(column).collect::<Result<_>>()?;
+            above.push(Referred { table: parent.clone(), target: target.clone(), columns: referenced.clone(), types });
+            from = parent;
+        }
+        Ok(above)
+    }
+
+    /// How other tables of the move refer to a table.
+    fn referred(&self, source: &TableName, columns: &[Column]) -> Result<Vec<(Vec<String>, Vec<usize>)>> {
+        let mut lists: Vec<&Vec<String>> = Vec::new();
+        for path in self.paths.values() {
+            if let TablePath::Via { parent, referenced, .. } = path
+                && parent == source
+                && !lists.contains(&referenced)
+            {
+                lists.push(referenced);
+            }
+        }
+        lists.into_iter().map(|names| Ok((names.clone(), places(source, columns, names)?))).collect()
     }
 
     fn relation(&mut self, oid: u32) -> Result<Arc<Mapped>> {
@@ -160,16 +212,21 @@ impl Targets {
         Ok(mapped)
     }
 
-    pub(super) fn insert<'a>(&mut self, relation: u32, new: Tuple<'a>) -> Result<Change<'a>> {
+    pub(super) fn insert<'a>(&mut self, relation: u32, new: Tuple<'a>) -> Result<(Arc<Mapped>, Op<'a>)> {
         let table = self.relation(relation)?;
         let new = table.row(new)?;
         if new.contains(&Value::Unchanged) {
             return Err(Error::protocol(format!("insert into {}", table.target), "the new row is not complete"));
         }
-        Ok(Change { table, op: Op::Insert(new) })
+        Ok((table, Op::Insert(new)))
     }
 
-    pub(super) fn update<'a>(&mut self, relation: u32, old: Option<Old<'a>>, new: Tuple<'a>) -> Result<Change<'a>> {
+    pub(super) fn update<'a>(
+        &mut self,
+        relation: u32,
+        old: Option<Old<'a>>,
+        new: Tuple<'a>,
+    ) -> Result<(Arc<Mapped>, Op<'a>)> {
         let table = self.relation(relation)?;
         let mut new = table.row(new)?;
         let (identity, full) = match old {
@@ -185,18 +242,28 @@ impl Targets {
         }
         let key = table.key_of(identity.as_ref().unwrap_or(&new))?;
         let old = identity.filter(|_| full);
-        Ok(Change { table, op: Op::Update { key, old, new } })
+        Ok((table, Op::Update { key, old, new }))
     }
 
-    pub(super) fn delete<'a>(&mut self, relation: u32, old: Old<'a>) -> Result<Change<'a>> {
+    pub(super) fn delete<'a>(&mut self, relation: u32, old: Old<'a>) -> Result<(Arc<Mapped>, Op<'a>)> {
         let table = self.relation(relation)?;
         let (row, full) = match old {
             Old::Key(old) => (table.row(old)?, false),
             Old::Full(old) => (table.row(old)?, true),
         };
         let key = table.key_of(&row)?;
-        Ok(Change { table, op: Op::Delete { key, old: full.then_some(row) } })
+        Ok((table, Op::Delete { key, old: full.then_some(row) }))
     }
+}
+
+/// Where these columns are.
+fn places(source: &TableName, columns: &[Column], names: &[String]) -> Result<Vec<usize>> {
+    let place = |name: &String| {
+        columns.iter().position(|column| &column.name == name).ok_or_else(|| {
+            Error::state(format!("map the columns of {source}"), format!("column \"{name}\" is no longer there"))
+        })
+    };
+    names.iter().map(place).collect()
 }
 
 /// Which columns name a row: the replica identity's; under FULL the target's best key.

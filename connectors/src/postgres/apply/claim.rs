@@ -1,0 +1,108 @@
+//! Whose a row is, as far as the source's log tells: for lanes that do not know all their rows yet.
+
+use bytes::{Buf, BufMut, Bytes};
+
+use super::super::{Error, Result};
+
+/// Whether a row is this lane's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// It is another's.
+    No,
+    /// It is.
+    Yes,
+    /// It is when the target has the row with this key, so many foreign keys up from the row's own table. The
+    /// transaction does not touch that one.
+    If {
+        /// 1 is the table that the row itself refers to.
+        steps: u8,
+        /// The bytes of one column, or of several with their lengths.
+        key: Bytes,
+    },
+}
+
+/// The claims to the old and to the new row of a change; to a row that is not there as to the other one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claims {
+    /// To the row before the change.
+    pub old: Claim,
+    /// To the row after it.
+    pub new: Claim,
+}
+
+impl Claims {
+    /// Writes both.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        for claim in [&self.old, &self.new] {
+            match claim {
+                Claim::No => out.push(0),
+                Claim::Yes => out.push(1),
+                Claim::If { steps, key } => {
+                    out.extend_from_slice(&[2, *steps]);
+                    out.extend_from_slice(&(key.len() as u32).to_be_bytes());
+                    out.extend_from_slice(key);
+                }
+            }
+        }
+    }
+
+    /// Reads both back; never panics, whatever the bytes.
+    pub fn decode(bytes: &Bytes) -> Result<Claims> {
+        let mut from = bytes.clone();
+        let claims = read(&mut from).and_then(|old| Some(Claims { old, new: read(&mut from)? }));
+        claims.filter(|_| from.is_empty()).ok_or_else(|| Error::protocol("read a claim", "it has an unknown form"))
+    }
+}
+
+fn read(from: &mut Bytes) -> Option<Claim> {
+    match from.try_get_u8().ok()? {
+        0 => Some(Claim::No),
+        1 => Some(Claim::Yes),
+        2 => {
+            let steps = from.try_get_u8().ok()?;
+            let length = from.try_get_u32().ok()? as usize;
+            (from.len() >= length).then(|| Claim::If { steps, key: from.split_to(length) })
+        }
+        _ => None,
+    }
+}
+
+/// The key that some columns' values form.
+pub fn key_bytes<'v>(values: impl ExactSizeIterator<Item = &'v [u8]>) -> Vec<u8> {
+    let several = values.len() > 1;
+    let mut key = Vec::with_capacity(16);
+    for value in values {
+        if several {
+            key.put_u32(value.len() as u32);
+        }
+        key.put_slice(value);
+    }
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn claim() -> impl Strategy<Value = Claim> {
+        let key = (any::<u8>(), any::<Vec<u8>>()).prop_map(|(steps, key)| Claim::If { steps, key: key.into() });
+        prop_oneof![Just(Claim::No), Just(Claim::Yes), key]
+    }
+
+    proptest! {
+        #[test]
+        fn claims_come_back((old, new) in (claim(), claim())) {
+            let claims = Claims { old, new };
+            let mut bytes = Vec::new();
+            claims.encode(&mut bytes);
+            prop_assert_eq!(Claims::decode(&bytes.into()).unwrap(), claims);
+        }
+
+        #[test]
+        fn foreign_bytes_never_panic(bytes: Vec<u8>) {
+            let _ = Claims::decode(&bytes.into());
+        }
+    }
+}

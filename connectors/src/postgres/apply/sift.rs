@@ -1,0 +1,183 @@
+//! Decides the changes of a piece that may be another tenant's: by the rows that are in the target when their
+//! transaction comes. What the transaction itself did to the rows that they refer to is decided already.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+use futures_util::{StreamExt, pin_mut};
+use schemas::TableName;
+
+use super::super::pgoutput::Value;
+use super::super::quote::{ident, table as qualified};
+use super::super::{Doing, Error, Result};
+use super::Session;
+use super::claim::{Claim, Claims, key_bytes};
+use super::rows::complete;
+use super::sets::{array, arrays};
+use super::target::{Change, Mapped, Op, Raw, Referred, Row, bytes_of};
+
+/// Rows that others refer to, by table and columns: which of the keys that matter are in the target.
+type Present = HashMap<(TableName, Vec<String>), Keys>;
+
+#[derive(Default)]
+struct Keys {
+    asked: HashSet<Bytes>,
+    there: HashSet<Bytes>,
+}
+
+/// The piece's changes with a claim to each, but for those that are decided.
+type Claimed<'a> = (Change<'a>, Option<Claims>);
+
+/// Leaves out what is another tenant's, and turns what comes from or goes to one into what it is here.
+pub(super) async fn sift<'a>(session: &mut Session<'_>, changes: Vec<Claimed<'a>>) -> Result<Vec<Change<'a>>> {
+    let mut present = Present::new();
+    for (change, claims) in &changes {
+        for claim in claims.iter().flat_map(|claims| [&claims.old, &claims.new]) {
+            if let Claim::If { steps, key } = claim {
+                let referred = referred(&change.table, *steps)?;
+                let keys = present.entry((referred.table.clone(), referred.columns.clone())).or_default();
+                keys.asked.insert(key.clone());
+            }
+        }
+    }
+    if present.is_empty() {
+        return Ok(changes.into_iter().map(|(change, _)| change).collect());
+    }
+    let mut looked = HashSet::new();
+    for (change, claims) in &changes {
+        for claim in claims.iter().flat_map(|claims| [&claims.old, &claims.new]) {
+            if let Claim::If { steps, .. } = claim {
+                let referred = referred(&change.table, *steps)?;
+                let name = (referred.table.clone(), referred.columns.clone());
+                if let Some(keys) = present.get_mut(&name).filter(|_| looked.insert(name)) {
+                    look(session, &change.table, referred, keys).await?;
+                }
+            }
+        }
+    }
+    // In order: what a transaction does counts for those that follow.
+    let mut kept = Vec::with_capacity(changes.len());
+    for (change, claims) in changes {
+        let Some(op) = decide(&change, claims, &present)? else { continue };
+        note(&change.table, &op, &mut present);
+        kept.push(Change { table: change.table, op });
+    }
+    Ok(kept)
+}
+
+fn referred(table: &Mapped, steps: u8) -> Result<&Referred> {
+    let found = usize::from(steps).checked_sub(1).and_then(|step| table.above.get(step));
+    found.ok_or_else(|| Error::protocol(format!("decide whose a row of {} is", table.target), "it refers to nothing"))
+}
+
+/// What the change is to this tenant; `None`: nothing.
+fn decide<'a>(change: &Change<'a>, claims: Option<Claims>, present: &Present) -> Result<Option<Op<'a>>> {
+    let table = &change.table;
+    let ours = |claim: &Claim| match claim {
+        Claim::No => Ok(false),
+        Claim::Yes => Ok(true),
+        Claim::If { steps, key } => {
+            let referred = referred(table, *steps)?;
+            let name = (referred.table.clone(), referred.columns.clone());
+            Ok(present.get(&name).is_some_and(|keys| keys.there.contains(key)))
+        }
+    };
+    let (was, is) = match &claims {
+        None => return Ok(Some(change.op.clone())),
+        Some(claims) => (ours(&claims.old)?, ours(&claims.new)?),
+    };
+    match (&change.op, was, is) {
+        (_, false, false) => Ok(None),
+        (op, true, true) => Ok(Some(op.clone())),
+        (Op::Update { .. }, ..) if !table.referred.is_empty() => {
+            let why = "a row that other rows belong to went to another tenant, which this version cannot take along; \
+                 cancel the moves of both tenants, then move them again";
+            Err(Error::state(format!("change a row of {}", table.target), why))
+        }
+        (Op::Update { key, old, .. }, true, false) => Ok(Some(Op::Delete { key: key.clone(), old: old.clone() })),
+        (Op::Update { old, new, .. }, false, true) => Ok(Some(Op::Insert(complete(table, old.as_ref(), new)?))),
+        (op, ..) => Ok(Some(op.clone())),
+    }
+}
+
+/// What a change of this tenant does to rows that others refer to.
+fn note(table: &Mapped, op: &Op<'_>, present: &mut Present) {
+    for (columns, places) in &table.referred {
+        let Some(keys) = present.get_mut(&(table.source.clone(), columns.clone())) else { continue };
+        let (was, is) = match op {
+            Op::Insert(new) => (None, values(new, places)),
+            Op::Delete { key, old } => (old_values(table, key, old.as_ref(), places), None),
+            Op::Update { key, old, new } => (old_values(table, key, old.as_ref(), places), values(new, places)),
+        };
+        match (was, is) {
+            // A value that was not sent did not change.
+            (Some(_), None) if matches!(op, Op::Update { .. }) => {}
+            (was, is) => {
+                was.map(|key| keys.there.remove(&key));
+                is.map(|key| keys.there.insert(key));
+            }
+        }
+    }
+}
+
+fn values(row: &Row<'_>, places: &[usize]) -> Option<Bytes> {
+    let values: Option<Vec<&[u8]>> = places.iter().map(|place| bytes_of(&row[*place])).collect();
+    values.map(|values| key_bytes(values.into_iter()).into())
+}
+
+/// From the whole old row, or from the columns that name it.
+fn old_values(table: &Mapped, key: &Row<'_>, old: Option<&Row<'_>>, places: &[usize]) -> Option<Bytes> {
+    let Some(old) = old else {
+        let place = |place: &usize| table.key.iter().position(|own| own == place).and_then(|n| bytes_of(&key[n]));
+        let values: Option<Vec<&[u8]>> = places.iter().map(place).collect();
+        return values.map(|values| key_bytes(values.into_iter()).into());
+    };
+    values(old, places)
+}
+
+/// Asks the target which of the keys it has.
+async fn look(session: &mut Session<'_>, table: &Arc<Mapped>, referred: &Referred, keys: &mut Keys) -> Result<()> {
+    let doing = || format!("look for rows in {}", referred.target);
+    let broken = || Error::protocol(doing(), "a key does not have the columns' form");
+    let names: Vec<String> = (0..referred.columns.len()).map(|n| format!("k{n}")).collect();
+    let same: Vec<String> =
+        referred.columns.iter().zip(&names).map(|(column, key)| format!("t.{} = v.{key}", ident(column))).collect();
+    let sql = format!(
+        "SELECT v.place FROM unnest({}) WITH ORDINALITY v({}, place) WHERE EXISTS (SELECT FROM {} t WHERE {})",
+        arrays(&referred.types, &(0..names.len()).collect::<Vec<_>>()),
+        names.join(", "),
+        qualified(&referred.target),
+        same.join(" AND ")
+    );
+    let asked: Vec<Bytes> = keys.asked.iter().cloned().collect();
+    let split = |key: &Bytes| split(key.clone(), names.len());
+    let parts: Vec<Vec<Bytes>> = asked.iter().map(split).collect::<Option<_>>().ok_or_else(broken)?;
+    let column = |n: usize| {
+        let values: Vec<Value<'_>> = parts.iter().map(|part| Value::Binary(&part[n])).collect();
+        array(referred.types[n].type_oid, values.iter())
+    };
+    let columns: Vec<Bytes> = (0..names.len()).map(column).collect();
+    let statement = session.statements.get(session.client, sql, &table.target).await?;
+    let params = columns.iter().map(|column| Raw(Some(column)));
+    let rows = session.client.query_raw(&statement, params).await.doing(doing())?;
+    pin_mut!(rows);
+    while let Some(row) = rows.next().await {
+        let place: i64 = row.doing(doing())?.get(0);
+        let key = usize::try_from(place - 1).ok().and_then(|place| asked.get(place)).ok_or_else(broken)?;
+        keys.there.insert(key.clone());
+    }
+    Ok(())
+}
+
+/// The values of a key of so many columns.
+fn split(mut key: Bytes, columns: usize) -> Option<Vec<Bytes>> {
+    if columns == 1 {
+        return Some(vec![key]);
+    }
+    let value = |_| {
+        let length = key.try_get_u32().ok()? as usize;
+        (key.len() >= length).then(|| key.split_to(length))
+    };
+    (0..columns).map(value).collect()
+}

@@ -1,0 +1,441 @@
+//! Rows whose tenant is found through the row that they refer to. They are kept until their transaction ends:
+//! a deferred constraint lets a row come before the one that it refers to, a cascade takes that one away first.
+//! Then they are routed from the top down, by what the transaction did to the rows that they refer to.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufReader, Read, Seek, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+use connectors::postgres::apply::key_bytes;
+use connectors::postgres::pgoutput::{self, Message, Old, Tuple, Value};
+use connectors::postgres::{Error, Result};
+
+use super::relation::{Places, Routed};
+use super::row::tuple_of;
+use super::{Router, changed_hands, unknown_tenant};
+use crate::ownership::{Keys, Owner, Reference};
+use crate::spool;
+
+/// Changes of one table that are kept in memory; more of them go to a file.
+const QUEUE_BYTES: usize = 1 << 20;
+
+/// What waits for the end of the transaction.
+pub(super) struct Settling {
+    scratch: PathBuf,
+    /// By depth and relation: the changes, under each description that the relation had in the transaction.
+    kept: BTreeMap<(usize, u32), Vec<Part>>,
+    /// What the transaction did to rows that others refer to.
+    events: BTreeMap<Reference, Keys<Event>>,
+    /// Rows that came in this transaction and refer to one that had several tenants in it, by relation and key
+    /// (all of the row where it has none): whose they are, in the order in which they came.
+    created: HashMap<(u32, Vec<u8>), VecDeque<Owner>>,
+    /// The change that is being routed, counted from the transaction's beginning.
+    place: u64,
+}
+
+/// Changes of a relation under one description.
+type Part = (Arc<Routed>, Queue);
+
+/// What a transaction did to a row that others refer to.
+struct Event {
+    /// Whether it was there when the transaction began.
+    existed: bool,
+    /// Whose it was one after the other, from its first tenant on.
+    first: Life,
+    later: Vec<Life>,
+    /// Its own foreign key, while nothing else says whose it is.
+    foreign_key: Option<Box<[u8]>>,
+}
+
+/// A row from its coming to its end.
+struct Life {
+    owner: Owner,
+    /// The change that took it away.
+    end: Option<u64>,
+}
+
+impl Event {
+    fn lives(&self) -> impl Iterator<Item = &Life> {
+        std::iter::once(&self.first).chain(&self.later)
+    }
+
+    fn last(&mut self) -> &mut Life {
+        self.later.last_mut().unwrap_or(&mut self.first)
+    }
+
+    /// Whose it was when the transaction began.
+    fn before(&self) -> Option<Owner> {
+        self.existed.then(|| self.first.owner.clone())
+    }
+
+    /// Whose it is when the transaction ends.
+    fn now(&self) -> Option<Owner> {
+        let last = self.later.last().unwrap_or(&self.first);
+        last.end.is_none().then(|| last.owner.clone())
+    }
+
+    /// Whose a row is that comes in the change at `place` and refers to this one: what refers to it goes with it,
+    /// and what comes before it waits for it.
+    fn at(&self, place: u64) -> Owner {
+        let lasting = self.lives().find(|life| life.end.is_none_or(|end| end > place));
+        lasting.or(self.later.last()).unwrap_or(&self.first).owner.clone()
+    }
+}
+
+/// The columns of a key in a row.
+#[derive(PartialEq, Eq)]
+enum Key {
+    Bytes(Vec<u8>),
+    Null,
+    /// A column is stored out of line and was not sent.
+    Unsent,
+}
+
+impl Settling {
+    pub fn new(scratch: PathBuf) -> Self {
+        let (kept, events, created) = (BTreeMap::new(), BTreeMap::new(), HashMap::new());
+        Settling { scratch, kept, events, created, place: 0 }
+    }
+
+    pub fn clear(&mut self) {
+        self.kept.clear();
+        self.events.clear();
+        self.created.clear();
+        self.place = 0;
+    }
+
+    /// The next change comes.
+    pub fn step(&mut self) {
+        self.place += 1;
+    }
+
+    fn removed(&mut self, reference: Reference, key: &[u8], owner: Owner) {
+        let end = Some(self.place);
+        let events = self.events.entry(reference).or_default();
+        match events.get_mut(key) {
+            Some(event) => (event.last().end, event.foreign_key) = (end, None),
+            None => {
+                let first = Life { owner, end };
+                events.insert(key, Event { existed: true, first, later: Vec::new(), foreign_key: None });
+            }
+        }
+    }
+
+    fn added(&mut self, reference: Reference, key: &[u8], owner: Owner, foreign_key: Option<Box<[u8]>>) {
+        let (nobody, life) = (owner == Owner::Nobody, Life { owner, end: None });
+        let events = self.events.entry(reference).or_default();
+        match events.get_mut(key) {
+            Some(event) => {
+                event.later.push(life);
+                event.foreign_key = foreign_key;
+            }
+            // The index does not hold it, and nothing else has to know.
+            None if nobody => {}
+            None => events.insert(key, Event { existed: false, first: life, later: Vec::new(), foreign_key }),
+        }
+    }
+}
+
+impl Router {
+    /// Keeps a change until its transaction ends.
+    pub(super) fn keep_for_commit(&mut self, routed: &Arc<Routed>, raw: &[u8]) -> Result<()> {
+        let Places::Via { parent, .. } = &routed.path else { return Ok(()) };
+        // What was routed before is in the spools, or in the copies of lanes that opened later.
+        if self.transaction.is_none_or(|transaction| transaction.again) || self.full {
+            return Ok(());
+        }
+        let depth = self.ownership.depth(*parent);
+        let parts = self.settling.kept.entry((depth, routed.relation.id)).or_default();
+        if parts.last().is_none_or(|(known, _)| !Arc::ptr_eq(known, routed)) {
+            parts.push((Arc::clone(routed), Queue::default()));
+        }
+        let Some((_, queue)) = parts.last_mut() else { return Ok(()) };
+        let kept = queue.push(self.settling.place, raw, &self.settling.scratch);
+        self.scratch_written(kept)
+    }
+
+    fn scratch_written(&mut self, result: io::Result<()>) -> Result<()> {
+        match result {
+            Err(error) if spool::is_full(&error) => self.full = true,
+            result => result.map_err(|error| Error::connection("keep a transaction in state_dir", error))?,
+        }
+        Ok(())
+    }
+
+    /// The transaction is complete: routes what was kept, from the top down, and advances the index.
+    pub(super) fn settle(&mut self) -> Result<()> {
+        if self.full {
+            self.settling.clear();
+            return Ok(());
+        }
+        // What is routed here may be referred to by what follows.
+        for parts in std::mem::take(&mut self.settling.kept).into_values() {
+            for (routed, queue) in parts {
+                let mut queue = queue.read();
+                loop {
+                    match queue.next() {
+                        Ok(Some((place, raw))) => {
+                            self.settling.place = place;
+                            self.via(&routed, &raw)?;
+                        }
+                        Ok(None) => break,
+                        Err(error) => return Err(Error::connection("read a transaction from state_dir", error)),
+                    }
+                }
+            }
+        }
+        let events = std::mem::take(&mut self.settling.events);
+        for (reference, events) in &events {
+            for (key, event) in events.iter() {
+                if let (Some(before), Some(now)) = (event.before(), event.now()) {
+                    self.outlived(*reference, before, now);
+                }
+                self.ownership.settle(*reference, key, event.now().as_ref(), event.foreign_key.as_deref());
+            }
+        }
+        self.settling.clear();
+        Ok(())
+    }
+
+    /// A row was deleted and made again for another tenant: rows that may have stayed meanwhile changed hands
+    /// without a word.
+    fn outlived(&mut self, reference: Reference, before: Owner, now: Owner) {
+        if before == now {
+            return;
+        }
+        let refers = |routed: &&Arc<Routed>| matches!(&routed.path, Places::Via { parent, may_outlive: true, .. } if *parent == reference);
+        let below: Vec<Arc<Routed>> = self.relations.values().filter(refers).cloned().collect();
+        for routed in below {
+            for id in [&before, &now].into_iter().filter_map(Owner::lane) {
+                self.stop(id, Some(&routed.name), changed_hands(&routed));
+            }
+        }
+    }
+
+    /// Routes a kept change.
+    fn via(&mut self, routed: &Routed, raw: &[u8]) -> Result<()> {
+        let (old, new) = match pgoutput::decode(raw)? {
+            Message::Insert { new, .. } => (None, Some(new)),
+            Message::Delete { old, .. } => (Some(old), None),
+            Message::Update { old, new, .. } => (old, Some(new)),
+            other => return Err(Error::protocol("route a change", format!("unexpected {other:?}"))),
+        };
+        let before = old.map(tuple_of);
+        let is_update = raw.first() == Some(&b'U');
+        let from = match before {
+            Some(row) => Some(self.whose(routed, row, None, false)?),
+            // Without an old image the foreign key and the row's key are the same.
+            None if is_update => new.map(|row| self.whose(routed, row, None, false)).transpose()?,
+            None => None,
+        };
+        let to = new.map(|row| self.whose(routed, row, before, true)).transpose()?;
+        self.deliver(routed, raw, (from.as_ref(), old), (to.as_ref(), new));
+        self.note_referred(routed, (from, old), (to, new))
+    }
+
+    /// Whose a row is that refers to another; `new`: as the transaction leaves it, otherwise as it found it.
+    fn whose(&mut self, routed: &Routed, row: Tuple<'_>, other: Option<Tuple<'_>>, new: bool) -> Result<Owner> {
+        let Places::Via { columns, parent, .. } = &routed.path else { return Ok(Owner::Nobody) };
+        let key = match key(row, other, columns) {
+            Key::Bytes(key) => key,
+            Key::Null => return Ok(routed.without_tenant()),
+            Key::Unsent => return Err(unknown_tenant(routed.relation.id)),
+        };
+        let Some(event) = self.settling.events.get(parent).and_then(|events| events.get(&key)) else {
+            return Ok(self.ownership.owner(*parent, &key));
+        };
+        let (first, at) = (event.first.owner.clone(), event.at(self.settling.place));
+        if event.later.iter().all(|life| life.owner == first) {
+            return Ok(first);
+        }
+        // The row that it refers to was deleted and made again for another tenant. What was there before went with
+        // it; what came in this transaction was told whose it is.
+        let created = self.settling.created.entry((routed.relation.id, name_of(routed, row, other))).or_default();
+        if new {
+            created.push_back(at.clone());
+            return Ok(at);
+        }
+        Ok(created.pop_front().unwrap_or(first))
+    }
+
+    /// Notes what a change does to a row that others refer to.
+    pub(super) fn note_referred(
+        &mut self,
+        routed: &Routed,
+        (from, old): (Option<Owner>, Option<Old<'_>>),
+        (to, new): (Option<Owner>, Option<Tuple<'_>>),
+    ) -> Result<()> {
+        if self.transaction.is_none_or(|transaction| transaction.again) {
+            return Ok(());
+        }
+        let before = old.map(tuple_of);
+        let refers = |row: Tuple<'_>, other| match &routed.path {
+            Places::Via { columns, .. } => key(row, other, columns),
+            _ => Key::Null,
+        };
+        // The index may know the row by its foreign key alone.
+        let stays = from == to && before.map(|row| refers(row, None)) == new.map(|row| refers(row, before));
+        for (reference, places) in &routed.referred {
+            let was = before.map(|row| key(row, None, places));
+            let is = new.map(|row| key(row, before, places));
+            let same = match (&was, &is) {
+                (Some(was), Some(is)) => was == is && stays,
+                // An UPDATE without an old image changed neither the key nor the tenant.
+                (None, Some(_)) => from.is_some(),
+                _ => false,
+            };
+            if same {
+                continue;
+            }
+            if let (Some(Key::Bytes(key)), Some(owner)) = (&was, &from) {
+                self.settling.removed(*reference, key, plain(owner));
+            }
+            match (is, &to) {
+                (Some(Key::Bytes(key)), Some(owner)) => {
+                    let foreign_key = foreign_key(routed, owner, new, before);
+                    self.settling.added(*reference, &key, plain(owner), foreign_key);
+                }
+                (Some(Key::Unsent), _) => return Err(unknown_tenant(routed.relation.id)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The foreign key of a row whose owner only that can tell later.
+fn foreign_key(routed: &Routed, owner: &Owner, new: Option<Tuple<'_>>, old: Option<Tuple<'_>>) -> Option<Box<[u8]>> {
+    let (Places::Via { columns, .. }, Owner::If(..)) = (&routed.path, owner) else { return None };
+    match key(new?, old, columns) {
+        Key::Bytes(bytes) => Some(bytes.into()),
+        _ => None,
+    }
+}
+
+/// A row without a tenant is nobody's to those that refer to it.
+fn plain(owner: &Owner) -> Owner {
+    match owner {
+        Owner::Null | Owner::Unchanged => Owner::Nobody,
+        owner => owner.clone(),
+    }
+}
+
+/// The key that `places` form: the bytes of one column, or of several with their lengths. What is stored out of
+/// line and did not change is taken from the other image.
+fn key(row: Tuple<'_>, other: Option<Tuple<'_>>, places: &[usize]) -> Key {
+    let mut values = Vec::with_capacity(places.len());
+    for place in places {
+        let value = match row.get(*place) {
+            Some(Value::Unchanged) => other.and_then(|row| row.get(*place)),
+            value => value,
+        };
+        match value {
+            Some(Value::Binary(value) | Value::Text(value)) => values.push(value),
+            Some(Value::Null) => return Key::Null,
+            Some(Value::Unchanged) | None => return Key::Unsent,
+        }
+    }
+    Key::Bytes(key_bytes(values.into_iter()))
+}
+
+/// What names a row: its key, or without one all that is in it.
+fn name_of(routed: &Routed, row: Tuple<'_>, other: Option<Tuple<'_>>) -> Vec<u8> {
+    let all: Vec<usize> = (0..routed.relation.columns.len()).collect();
+    let places = if routed.row_key.is_empty() { &all } else { &routed.row_key };
+    let mut name = Vec::new();
+    for place in places {
+        let value = match row.get(*place) {
+            Some(Value::Unchanged) => other.and_then(|row| row.get(*place)),
+            value => value,
+        };
+        let bytes = match value {
+            Some(Value::Binary(bytes) | Value::Text(bytes)) => Some(bytes),
+            Some(Value::Null | Value::Unchanged) | None => None,
+        };
+        name.extend_from_slice(&bytes.map_or(u32::MAX, |bytes| bytes.len() as u32).to_be_bytes());
+        name.extend_from_slice(bytes.unwrap_or_default());
+    }
+    name
+}
+
+/// Changes in their order: in memory, and what is more in a file that has no name any more.
+#[derive(Default)]
+struct Queue {
+    tail: Vec<u8>,
+    file: Option<File>,
+}
+
+impl Queue {
+    fn push(&mut self, place: u64, raw: &[u8], scratch: &PathBuf) -> io::Result<()> {
+        self.tail.extend_from_slice(&place.to_be_bytes());
+        self.tail.extend_from_slice(&(raw.len() as u32).to_be_bytes());
+        self.tail.extend_from_slice(raw);
+        if self.tail.len() < QUEUE_BYTES {
+            return Ok(());
+        }
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(unnamed(scratch)?),
+        };
+        file.write_all(&self.tail)?;
+        self.tail.clear();
+        Ok(())
+    }
+
+    fn read(self) -> QueueReader {
+        QueueReader {
+            file: self.file.map(|file| (BufReader::with_capacity(64 << 10, file), false)),
+            tail: self.tail.into(),
+        }
+    }
+}
+
+/// A file that goes away with its last handle.
+fn unnamed(scratch: &PathBuf) -> io::Result<File> {
+    fs::create_dir_all(scratch)?;
+    let path = scratch.join("transaction");
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
+    fs::remove_file(&path)?;
+    Ok(file)
+}
+
+struct QueueReader {
+    /// The file, and whether it stands at its beginning.
+    file: Option<(BufReader<File>, bool)>,
+    tail: Bytes,
+}
+
+impl QueueReader {
+    fn next(&mut self) -> io::Result<Option<(u64, Bytes)>> {
+        let mut head = [0; 12];
+        if let Some((file, rewound)) = &mut self.file {
+            if !std::mem::replace(rewound, true) {
+                file.rewind()?;
+            }
+            match file.read_exact(&mut head) {
+                Ok(()) => {
+                    let (place, length) = read_head(&head);
+                    let mut raw = vec![0; length];
+                    file.read_exact(&mut raw)?;
+                    return Ok(Some((place, raw.into())));
+                }
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.file = None,
+                Err(error) => return Err(error),
+            }
+        }
+        if self.tail.is_empty() {
+            return Ok(None);
+        }
+        head.copy_from_slice(&self.tail.split_to(12));
+        let (place, length) = read_head(&head);
+        Ok(Some((place, self.tail.split_to(length))))
+    }
+}
+
+/// The place of a change and its length.
+fn read_head(mut head: &[u8]) -> (u64, usize) {
+    (head.get_u64(), head.get_u32() as usize)
+}

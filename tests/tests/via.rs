@@ -1,0 +1,133 @@
+//! Tables whose tenant is found through foreign keys: whatever happens to the rows that they refer to, every
+//! change goes to the tenant whose it is.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use daemon::demo::cluster::ClusterOptions;
+use rand::Rng;
+use tests::daemon::Daemon;
+use tests::load::Load;
+use tests::oracle;
+use tests::scene::{Configuration, DATABASE, Scene};
+use tests::seed::rng;
+use tests::wait::until;
+use tokio_postgres::Client;
+
+use crate::carve::{cli, drained, phase, start_move, verify_equal};
+
+const HURT: &str = include_str!("via/hurt.sql");
+const TENANTS: [(&str, &str); 3] = [("1", "schema"), ("2", "database"), ("3", "schema")];
+/// Table, and its rows of a tenant on the source.
+const TABLES: [(&str, &str); 6] = [
+    ("r", "bid = $"),
+    ("a", "r_id IN (SELECT id FROM r WHERE bid = $)"),
+    ("b", "a_id IN (SELECT a.id FROM a JOIN r ON r.id = r_id WHERE bid = $)"),
+    ("c", "b_id IN (SELECT b.id FROM b JOIN a ON a.id = a_id JOIN r ON r.id = r_id WHERE bid = $)"),
+    (
+        "d",
+        "c_id IN (SELECT c.id FROM c JOIN b ON b.id = b_id JOIN a ON a.id = a_id JOIN r ON r.id = r_id WHERE bid = $)",
+    ),
+    ("e", "a_id IN (SELECT a.id FROM a JOIN r ON r.id = r_id WHERE bid = $)"),
+];
+const SOON: Duration = Duration::from_secs(120);
+const LONG: Duration = Duration::from_secs(600);
+
+struct Desk {
+    scene: Scene,
+    config: std::path::PathBuf,
+}
+
+impl Desk {
+    async fn open(setup: &str) -> Result<Desk> {
+        let scene = Scene::empty(ClusterOptions::default(), ClusterOptions::default()).await?;
+        scene.source_client().await?.batch_execute(setup).await.context("make the tables")?;
+        let via = [("a", "r_id"), ("b", "a_id"), ("c", "b_id"), ("d", "c_id"), ("e", "a_id")];
+        let tables = via.map(|(table, column)| (table.to_owned(), format!("{{via: {column}}}"))).to_vec();
+        let config = scene.write_config("carveout", &Configuration { tables, ..Configuration::default() })?;
+        cli(&config, &["prepare", "--apply"]).await?;
+        Ok(Desk { scene, config })
+    }
+
+    async fn target(&self, tenant: &str, to: &str) -> Result<(Client, String)> {
+        match to {
+            "database" => Ok((self.scene.target_client(&format!("bid_{tenant}")).await?, "public".to_owned())),
+            _ => Ok((self.scene.source_client().await?, format!("bid_{tenant}"))),
+        }
+    }
+
+    async fn assert_equal(&self, daemon: &Daemon) -> Result<i64> {
+        let source = self.scene.source_client().await?;
+        let mut rows = 0;
+        for (tenant, to) in TENANTS {
+            phase(daemon, tenant, &["streaming", "ready"]).await?;
+            drained(&self.scene, daemon, &[tenant]).await?;
+            verify_equal(daemon, tenant).await?;
+            let (target, schema) = self.target(tenant, to).await?;
+            for (table, filter) in TABLES {
+                let (theirs, filter) = (format!("{schema}.{table}"), filter.replace('$', tenant));
+                rows += oracle::assert_equal(&source, table, &filter, &target, &theirs).await?.target_rows;
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// Every lane's keys are known to the pipeline.
+async fn decided(daemon: &Daemon, lanes: usize, since: usize) -> Result<()> {
+    until("the lanes' keys", SOON, async || {
+        let seen = daemon.log()?[since..].matches("whose the rows are that others refer to is known").count();
+        ensure!(seen >= lanes, "{seen} of {lanes}");
+        Ok(())
+    })
+    .await
+}
+
+/// 200,000 random transactions on few ids, four clients; the daemon is killed at random points, while tenants are
+/// copied, while their keys are read, and after; both sides are compared at a position again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_change_goes_to_the_tenant_whose_it_is() -> Result<()> {
+    let mut rng = rng("via");
+    let desk = Desk::open(HURT).await?;
+    let transactions = 200_000;
+    let mut load = Load::scripts(&desk.scene.source, DATABASE, &[("SELECT hurt();", 1)], 4, transactions / 4)?;
+    let mut daemon = Daemon::start(&desk.config).await?;
+    for (tenant, to) in TENANTS {
+        start_move(&daemon, tenant, to).await?;
+    }
+    let (mut kills, mut verified) = (0, 0);
+    while load.is_running()? {
+        tokio::time::sleep(Duration::from_millis(rng.random_range(0..3000))).await;
+        if rng.random_bool(0.6) {
+            daemon.kill()?;
+            daemon = Daemon::start(&desk.config).await?;
+            kills += 1;
+        } else {
+            let (tenant, _) = TENANTS[rng.random_range(0..TENANTS.len())];
+            phase(&daemon, tenant, &["copying", "catching_up", "streaming", "ready"]).await?;
+            if tests::binary::cli(&daemon.config, &["verify", tenant]).await?.status.success() {
+                verified += 1;
+            }
+        }
+    }
+    load.finish(LONG).await?.assert_fine()?;
+    let rows = desk.assert_equal(&daemon).await?;
+    println!("{transactions} transactions, {kills} kills, {verified} comparisons under load, {rows} rows equal");
+    ensure!(kills >= 5 && rows > 0, "too little happened");
+    daemon.assert_no_errors(&[])
+}
+
+/// The same without kills once the keys are known: every decision is the pipeline's.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_index_decides_alone() -> Result<()> {
+    let desk = Desk::open(HURT).await?;
+    let daemon = Daemon::start(&desk.config).await?;
+    for (tenant, to) in TENANTS {
+        start_move(&daemon, tenant, to).await?;
+    }
+    decided(&daemon, TENANTS.len(), 0).await?;
+    let load = Load::scripts(&desk.scene.source, DATABASE, &[("SELECT hurt();", 1)], 4, 5000)?;
+    load.finish(LONG).await?.assert_fine()?;
+    desk.assert_equal(&daemon).await?;
+    daemon.assert_no_errors(&[])
+}
