@@ -6,6 +6,7 @@
 
 pub mod cluster;
 mod scene;
+pub mod shop;
 
 use std::time::Duration;
 

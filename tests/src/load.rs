@@ -77,7 +77,7 @@ impl Load {
     pub fn scripts(
         cluster: &Cluster,
         dbname: &str,
-        scripts: &[(&str, u32)],
+        scripts: &[(impl AsRef<str>, u32)],
         clients: usize,
         transactions: usize,
     ) -> Result<Load> {
@@ -86,7 +86,7 @@ impl Load {
         pgbench.args(["-n", "-j", "2", "-P", "1", "-t", &transactions.to_string(), "-c", &clients.to_string()]);
         for (number, (sql, weight)) in scripts.iter().enumerate() {
             let path = log.with_extension(format!("{number}.sql"));
-            fs::write(&path, sql).context("write a script")?;
+            fs::write(&path, sql.as_ref()).context("write a script")?;
             pgbench.arg("-f").arg(format!("{}@{weight}", path.display()));
         }
         pgbench.arg(dbname).stdin(Stdio::null());

@@ -12,6 +12,7 @@ mod pgbench;
 mod rows;
 mod settle;
 mod shape;
+mod shop;
 mod surface;
 mod synchronous;
 mod tls;

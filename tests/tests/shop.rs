@@ -1,0 +1,102 @@
+//! The shop: twenty storefronts leave one database at the same time, while its application goes on writing.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use daemon::demo::cluster::ClusterOptions;
+use daemon::demo::shop;
+use rand::Rng;
+use tests::daemon::Daemon;
+use tests::load::Load;
+use tests::oracle;
+use tests::scene::{Configuration, DATABASE, Scene};
+use tests::seed::rng;
+
+use crate::carve::{cli, drained, phase, start_move, verify_equal};
+
+const TENANTS: u32 = 20;
+const TRANSACTIONS: usize = 100_000;
+const CLIENTS: usize = 4;
+const LONG: Duration = Duration::from_secs(900);
+
+async fn open() -> Result<(Scene, PathBuf)> {
+    let scene = Scene::empty(ClusterOptions::default(), ClusterOptions::default()).await?;
+    let source = scene.source_client().await?;
+    source.batch_execute(shop::SCHEMA).await.context("make the shop")?;
+    source.batch_execute(&shop::data(TENANTS, 100)).await.context("fill the shop")?;
+    let tables = shop::POLICIES.map(|(table, policy)| (table.to_owned(), policy.to_owned())).to_vec();
+    let wanted = Configuration {
+        key: Some(shop::KEY.to_owned()),
+        names: Some("shop_{tenant}".to_owned()),
+        tables,
+        ..Configuration::default()
+    };
+    let config = scene.write_config("carveout", &wanted)?;
+    cli(&config, &["prepare", "--apply"]).await?;
+    Ok((scene, config))
+}
+
+/// Odd ones go to a schema, even ones to a database.
+fn tenants() -> Vec<(String, &'static str)> {
+    (0..TENANTS).map(|number| (shop::tenant(number), if number % 2 == 1 { "schema" } else { "database" })).collect()
+}
+
+/// Both sides are equal by the product's word and by the oracle's, and nothing of anybody else's is there: the
+/// oracle takes all rows of a target for the tenant's.
+async fn assert_equal(scene: &Scene, daemon: &Daemon) -> Result<i64> {
+    let source = scene.source_client().await?;
+    let mut rows = 0;
+    for (tenant, to) in tenants() {
+        phase(daemon, &tenant, &["streaming", "ready"]).await?;
+        drained(scene, daemon, &[&tenant]).await?;
+        verify_equal(daemon, &tenant).await?;
+        let name = format!("shop_{}", tenant.replace('-', "_"));
+        let (target, schema) = match to {
+            "database" => (scene.target_client(&name).await?, "public".to_owned()),
+            _ => (scene.source_client().await?, name),
+        };
+        for (table, filter) in shop::TABLES {
+            let (theirs, filter) = (format!("{schema}.{table}"), filter.replace("{tenant}", &tenant));
+            rows += oracle::assert_equal(&source, table, &filter, &target, &theirs).await?.target_rows;
+        }
+    }
+    Ok(rows)
+}
+
+/// 100,000 transactions while all storefronts move at once, with so many kills of the daemon.
+async fn all_leave(name: &str, kills: usize) -> Result<()> {
+    let mut rng = rng(name);
+    let (scene, config) = open().await?;
+    let mut load = Load::scripts(&scene.source, DATABASE, &shop::load(TENANTS), CLIENTS, TRANSACTIONS / CLIENTS)?;
+    let mut daemon = Daemon::start(&config).await?;
+    for (tenant, to) in tenants() {
+        start_move(&daemon, &tenant, to).await?;
+    }
+    let mut killed = 0;
+    while killed < kills {
+        // The moment is random on purpose.
+        tokio::time::sleep(Duration::from_millis(rng.random_range(0..2500))).await;
+        ensure!(load.is_running()?, "the load ended after {killed} kills");
+        daemon.kill()?;
+        daemon = Daemon::start(&config).await?;
+        killed += 1;
+    }
+    load.finish(LONG).await?.assert_fine()?;
+    let source = scene.source_client().await?;
+    let slots: i64 = source.query_one("SELECT count(*) FROM pg_replication_slots", &[]).await?.get(0);
+    ensure!(slots == 1, "{slots} slots");
+    let rows = assert_equal(&scene, &daemon).await?;
+    println!("{TENANTS} storefronts, {TRANSACTIONS} transactions, {killed} kills: {rows} rows equal");
+    daemon.assert_no_errors(&[])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_storefronts_leave_at_once_under_load() -> Result<()> {
+    all_leave("shop", 0).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_storefronts_leave_at_once_with_twenty_five_kills() -> Result<()> {
+    all_leave("shop with kills", 25).await
+}
