@@ -1,31 +1,33 @@
-//! `carveout demo`: the whole way on private clusters. pgbench's unmodified load runs on a shared
-//! database; one tenant moves into a schema of it, one into a database on another server; the
-//! daemon is killed in the middle; both sides are compared while the load runs and after it.
+//! `carveout demo`: the whole way on private clusters. An application writes to a shared database all the time;
+//! one tenant moves into a schema of it, one into a database on another server; the daemon is killed in the middle;
+//! both sides are compared while the load runs and after it.
 //!
-//! Everything goes through the built program's own commands, as a user would type them.
+//! Everything goes through the built program's own commands, as a user would type them. The application is the shop;
+//! with `--pgbench` it is pgbench's own script on its own tables.
 
 pub mod cluster;
 mod scene;
 pub mod shop;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use scene::Scene;
+use scene::{Play, Scene};
 
-/// Tenants that move, and where to.
-const MOVES: [(&str, &str); 2] = [("7", "schema"), ("11", "database")];
 /// How long a phase may take before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Options of `carveout demo`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Branches of pgbench (`-s`): each is a tenant with 100,000 accounts
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(11..=1000))]
-    pub scale: u32,
-    /// Clients of pgbench that write all the time
+    /// pgbench's unmodified script on its own tables, instead of the shop
+    #[arg(long)]
+    pub pgbench: bool,
+    /// Tenants: storefronts, or with --pgbench branches with 100,000 accounts each
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(12..=1000))]
+    pub tenants: u32,
+    /// Clients of the application that write all the time
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub clients: u32,
     /// Seconds of load after both tenants are in step
@@ -43,13 +45,15 @@ pub async fn run(options: Options) -> Result<bool> {
 }
 
 fn show(options: &Options) -> Result<bool> {
-    let mut scene = Scene::build(options.scale)?;
+    let play = if options.pgbench { Play::pgbench(options.tenants) } else { Play::shop(options.tenants) };
+    let mut scene = Scene::build(&play)?;
     scene.say("prepare: replica identities, publication, slot, control schema");
     scene.carveout(&["prepare", "--apply"])?;
-    let mut load = scene.start_load(options.clients)?;
-    scene.say(&format!("load: pgbench's own script, {} clients, until the end", options.clients));
+    let mut load = scene.start_load(&play, options.clients)?;
+    scene.say(&format!("load: {}, {} clients, until the end", play.load, options.clients));
     scene.start_daemon()?;
-    for (tenant, to) in MOVES {
+    scene.say(&format!("the daemon runs; its page: {}/", scene.url()));
+    for (tenant, to) in &play.moves {
         scene.say(&format!("move: tenant {tenant} to a {to}"));
         scene.carveout(&["move", tenant, "--to", to])?;
     }
@@ -58,19 +62,21 @@ fn show(options: &Options) -> Result<bool> {
     })?;
     scene.kill_daemon()?;
     scene.say("killed the daemon (SIGKILL) in the middle of the copy; starting it again");
+    let killed = Instant::now();
     scene.start_daemon()?;
     scene.wait("both tenants in step", PATIENCE, |tenants| {
-        tenants.len() == MOVES.len() && tenants.iter().all(|t| t.phase == "streaming")
+        tenants.len() == play.moves.len() && tenants.iter().all(|t| t.phase == "streaming")
     })?;
+    let in_step = killed.elapsed();
     scene.say(&format!("both tenants are in step; {} s more of load", options.seconds));
-    scene.keep_showing(Duration::from_secs(options.seconds))?;
-    let mut equal = compare(&scene, "while the load runs")?;
-    load.stop().context("pgbench must not fail")?;
+    let most_lag = scene.keep_showing(Duration::from_secs(options.seconds))?;
+    let mut equal = compare(&scene, &play, "while the load runs")?;
+    load.stop().context("the application must not see an error")?;
     scene.say("the load has stopped, without a failed transaction");
-    equal &= compare(&scene, "after the load")?;
-    println!("\n{}", if equal { "everything compared equal" } else { "THE SIDES DIFFER" });
+    equal &= compare(&scene, &play, "after the load")?;
+    report(&scene, &play, in_step, most_lag, equal)?;
     if options.keep {
-        println!("servers and daemon keep running: {}/v1/status", scene.url());
+        println!("servers and daemon keep running; the page: {}/", scene.url());
         println!("configuration: {}; end with Ctrl-C", scene.config().display());
         scene.wait_for_daemon()?;
     }
@@ -78,9 +84,9 @@ fn show(options: &Options) -> Result<bool> {
     Ok(equal)
 }
 
-fn compare(scene: &Scene, when: &str) -> Result<bool> {
+fn compare(scene: &Scene, play: &Play, when: &str) -> Result<bool> {
     let mut equal = true;
-    for (tenant, _) in MOVES {
+    for (tenant, _) in &play.moves {
         scene.say(&format!("verify: tenant {tenant}, {when}"));
         let output = scene.try_carveout(&["verify", tenant])?;
         print!("{}", String::from_utf8_lossy(&output.stdout));
@@ -91,4 +97,24 @@ fn compare(scene: &Scene, when: &str) -> Result<bool> {
         }
     }
     Ok(equal)
+}
+
+/// What was shown, in a few lines.
+fn report(scene: &Scene, play: &Play, in_step: Duration, most_lag: f64, equal: bool) -> Result<()> {
+    let status = scene.status()?;
+    println!("\n{} tenants in one database; moved while {} wrote:", play.tenants, play.load);
+    for tenant in &status.tenants {
+        let (rows, changes) = (tenant.rows_copied, tenant.changes_applied);
+        println!(
+            "  {} to {} {}: {rows} rows copied, {changes} changes followed",
+            tenant.tenant, tenant.to, tenant.target
+        );
+    }
+    println!("the daemon was killed once; both were in step {:.1} s after it was started again", in_step.as_secs_f64());
+    println!(
+        "lag afterwards: at most {most_lag:.1} s; one slot, {} KiB of log kept",
+        status.source.retained_bytes.unwrap_or(0) / 1024
+    );
+    println!("{}", if equal { "everything compared equal" } else { "THE SIDES DIFFER" });
+    Ok(())
 }

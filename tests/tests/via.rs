@@ -131,3 +131,46 @@ async fn the_index_decides_alone() -> Result<()> {
     desk.assert_equal(&daemon).await?;
     daemon.assert_no_errors(&[])
 }
+
+/// Rows of one tenant that others refer to.
+const MANY: usize = 10_000_000;
+
+/// 10 million keys: the memory that `check` says, and how long a start takes until they are known again.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "minutes and gigabytes: `make campaign`"]
+async fn ten_million_keys_take_what_check_says() -> Result<()> {
+    let fill = format!(
+        "TRUNCATE r CASCADE; INSERT INTO r SELECT n, 1, '' FROM generate_series(1, {MANY}) n;
+         INSERT INTO a SELECT n, n, '' FROM generate_series(1, 1000) n; ANALYZE"
+    );
+    let desk = Desk::open(&format!("{HURT}{fill}")).await?;
+    let source = desk.scene.source_client().await?;
+    let text = std::fs::read_to_string(&desk.config)? + "limits: {memory: 1GiB}\n";
+    std::fs::write(&desk.config, text)?;
+    let said = cli(&desk.config, &["check"]).await?;
+    let line = said.lines().find(|line| line.contains("limits.memory")).context("an estimate")?;
+    let estimated: u64 = line.split("about ").nth(1).and_then(|rest| rest.split(' ').next()).context("MiB")?.parse()?;
+    let mut daemon = Daemon::start(&desk.config).await?;
+    start_move(&daemon, "1", "schema").await?;
+    until("the copy", Duration::from_secs(900), async || {
+        let status = daemon.tenant("1").await?;
+        ensure!(status["fault"].is_null() && status["phase"] == "streaming", "{status}");
+        Ok(())
+    })
+    .await?;
+    decided(&daemon, 1, 0).await?;
+    daemon.terminate().await?;
+    let since = daemon.log()?.len();
+    daemon = Daemon::start(&desk.config).await?;
+    let before = daemon.rss_bytes()?;
+    decided(&daemon, 1, since).await?;
+    let index = (daemon.rss_bytes()? - before) >> 20;
+    let log = daemon.log()?;
+    let read = log[since..].lines().find(|line| line.contains("read the keys")).context("the time")?;
+    println!("check: {estimated} MiB; the daemon grew by {index} MiB\n{line}\n{read}");
+    // One more key is followed, and the estimate is no wish.
+    ensure!(index <= estimated * 13 / 10 && index >= estimated / 2, "{index} MiB for {estimated}");
+    source.batch_execute(&format!("INSERT INTO a VALUES (7777777, {MANY}, 'last')")).await?;
+    drained(&desk.scene, &daemon, &["1"]).await?;
+    verify_equal(&daemon, "1").await
+}

@@ -1,12 +1,15 @@
 //! `carveout check`: what stands in the way, most severe first. Writes nothing.
 
+use connectors::postgres::policy::Owned;
 use connectors::postgres::preflight;
 use schemas::config::Config;
 use schemas::status::{Finding, Severity};
+use schemas::tenant::KeyType;
 
 use super::exit::{Exit, Failure};
 use super::output::{self, plain};
 use super::{Global, block_on, load};
+use crate::ownership;
 
 /// Runs the command.
 pub fn run(global: &Global) -> Result<Exit, Failure> {
@@ -19,8 +22,53 @@ pub fn run(global: &Global) -> Result<Exit, Failure> {
 
 /// The findings, and the names of the tables that can move.
 pub async fn look(config: &Config) -> Result<(Vec<Finding>, Vec<String>), Failure> {
-    let (findings, owned) = preflight::check(config).await.map_err(|error| Failure::database(&error))?;
+    let (mut findings, owned) = preflight::check(config).await.map_err(|error| Failure::database(&error))?;
+    findings.extend(index_memory(config, &owned));
+    findings.sort_by_key(|finding| finding.severity);
     Ok((findings, owned.iter().map(|owned| owned.table.name.to_string()).collect()))
+}
+
+/// What the index of rows that `via` tables refer to takes when all tenants move at the same time.
+fn index_memory(config: &Config, owned: &[Owned]) -> Option<Finding> {
+    let (mut parts, mut bytes, mut unknown) = (Vec::new(), 0, false);
+    for owned in owned {
+        for columns in &owned.referenced {
+            let widths = columns.iter().map(|column| owned.table.key_type(column).map_or(TEXT_BYTES, width));
+            let width = widths.map(|width| if columns.len() > 1 { width + 4 } else { width }).sum();
+            unknown |= owned.table.estimated_rows < 0;
+            let keys = u64::try_from(owned.table.estimated_rows).unwrap_or(0);
+            bytes += ownership::estimate(keys, width);
+            parts.push(format!("{} {keys}", owned.table.name));
+        }
+    }
+    let unanalyzed = if unknown { " (ANALYZE the tables first: not all of them have been counted)" } else { "" };
+    let cause = format!(
+        "with all tenants on the move, the keys of rows that `via` tables refer to take about {} MiB: {}{unanalyzed}",
+        bytes.div_ceil(1 << 20),
+        parts.join(", ")
+    );
+    match (parts.is_empty(), bytes > config.limits.memory.0) {
+        (true, _) => None,
+        (false, false) => Some(Finding::new(Severity::Note, "limits.memory", cause, "")),
+        (false, true) => {
+            let remedy =
+                "raise limits.memory, or move fewer tenants at a time: what has no room is looked up in the targets";
+            Some(Finding::new(Severity::Warning, "limits.memory", cause, remedy))
+        }
+    }
+}
+
+/// Bytes of a text key, for an estimate.
+const TEXT_BYTES: usize = 24;
+
+fn width(kind: KeyType) -> usize {
+    match kind {
+        KeyType::Int2 => 2,
+        KeyType::Int4 => 4,
+        KeyType::Int8 => 8,
+        KeyType::Uuid => 16,
+        KeyType::Text => TEXT_BYTES,
+    }
 }
 
 fn text(findings: &[Finding], tables: &[String]) -> String {

@@ -1,5 +1,6 @@
 //! The demo's two servers, its load and its daemon. Children end with the scene, whatever happens.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -10,12 +11,60 @@ use anyhow::{Context, Result, bail, ensure};
 use schemas::status::{Status, TenantStatus};
 
 use super::cluster::{Binaries, Cluster, ClusterOptions, SUPPORTED_MAJOR, ScratchFolder, free_port, signal};
+use super::shop;
 
 /// Between two looks at the daemon's status.
 const LOOK: Duration = Duration::from_millis(200);
-/// The copy is slowed down, so that there is something to see and to kill.
-const ROWS_PER_SECOND: u32 = 60_000;
+/// Between two lines about the moves where they are not drawn over each other.
+const BETWEEN_LINES: Duration = Duration::from_secs(3);
 const DATABASE: &str = "shop";
+
+/// What is played: whose tables, which tenants, which load.
+pub struct Play {
+    /// How many tenants share the database.
+    pub tenants: u32,
+    /// Those that move, and where to.
+    pub moves: Vec<(String, &'static str)>,
+    /// The load, for people.
+    pub load: &'static str,
+    /// Scripts with their weights; none is pgbench's own.
+    scripts: Vec<(String, u32)>,
+    /// What makes and fills the tables; empty: pgbench does.
+    setup: Vec<String>,
+    /// The configuration's block `tenancy`.
+    tenancy: String,
+    /// The copy is slowed down, so that there is something to see and to kill.
+    rows_per_second: u32,
+}
+
+impl Play {
+    /// The shop's storefronts.
+    pub fn shop(tenants: u32) -> Play {
+        let policies = shop::POLICIES.iter().map(|(table, policy)| format!("    {table}: {policy}\n"));
+        Play {
+            tenants,
+            moves: vec![(shop::tenant(7), "schema"), (shop::tenant(11), "database")],
+            load: "the shop (22 kinds of transactions)",
+            scripts: shop::load(tenants),
+            setup: vec![shop::SCHEMA.to_owned(), shop::data(tenants, 300)],
+            tenancy: format!("  key: {}\n  tables:\n{}", shop::KEY, policies.collect::<String>()),
+            rows_per_second: 6_000,
+        }
+    }
+
+    /// pgbench's branches.
+    pub fn pgbench(tenants: u32) -> Play {
+        Play {
+            tenants,
+            moves: vec![("7".to_owned(), "schema"), ("11".to_owned(), "database")],
+            load: "pgbench's own script",
+            scripts: Vec::new(),
+            setup: Vec::new(),
+            tenancy: "  key: bid\n".to_owned(),
+            rows_per_second: 60_000,
+        }
+    }
+}
 
 /// Everything the demo starts.
 pub struct Scene {
@@ -25,13 +74,15 @@ pub struct Scene {
     config: PathBuf,
     http: u16,
     began: Instant,
+    /// When the moves were shown last.
+    shown: Cell<Instant>,
     // Last: the folder goes when the servers are gone.
     folder: ScratchFolder,
 }
 
 impl Scene {
-    /// Two clusters; pgbench's tables on the first.
-    pub fn build(scale: u32) -> Result<Scene> {
+    /// Two clusters; the play's tables on the first.
+    pub fn build(play: &Play) -> Result<Scene> {
         let began = Instant::now();
         let binaries = Binaries::find()?;
         ensure!(
@@ -44,14 +95,19 @@ impl Scene {
         let source = Cluster::start(&binaries, folder.path(), "source", &options)?;
         let target = Cluster::start(&binaries, folder.path(), "target", &options)?;
         finish(source.command("createdb")?.arg(DATABASE))?;
-        finish(source.command("pgbench")?.args(["-i", "-q", "-s", &scale.to_string(), DATABASE]))?;
+        for (number, sql) in play.setup.iter().enumerate() {
+            let path = folder.path().join(format!("setup-{number}.sql"));
+            fs::write(&path, sql)?;
+            finish(source.command("psql")?.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f"]).arg(path).arg(DATABASE))?;
+        }
+        if play.setup.is_empty() {
+            finish(source.command("pgbench")?.args(["-i", "-q", "-s", &play.tenants.to_string(), DATABASE]))?;
+        }
         let http = free_port()?;
-        let config = write_config(folder.path(), &source, &target, http)?;
-        let scene = Scene { daemon: None, source, _target: target, config, http, began, folder };
-        scene.say(&format!(
-            "two servers ({}); pgbench -i -s {scale}: {scale} tenants in one database",
-            binaries.version
-        ));
+        let config = write_config(folder.path(), play, &source, &target, http)?;
+        let scene =
+            Scene { daemon: None, source, _target: target, config, http, began, shown: Cell::new(began), folder };
+        scene.say(&format!("two servers ({}); {} tenants in one database", binaries.version, play.tenants));
         Ok(scene)
     }
 
@@ -112,7 +168,8 @@ impl Scene {
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
-    fn status(&self) -> Result<Status> {
+    /// What the daemon says of itself.
+    pub fn status(&self) -> Result<Status> {
         let output = self.try_carveout(&["status", "--output", "json"])?;
         serde_json::from_slice(&output.stdout).context("read the daemon's status")
     }
@@ -163,17 +220,23 @@ impl Scene {
         }
     }
 
-    /// Shows the moves for a while.
-    pub fn keep_showing(&self, time: Duration) -> Result<()> {
-        let end = Instant::now() + time;
-        self.wait("the time to pass", time + Duration::from_secs(60), |_| Instant::now() >= end)
+    /// Shows the moves for a while; returns the longest lag that was seen, in seconds.
+    pub fn keep_showing(&self, time: Duration) -> Result<f64> {
+        let (end, most) = (Instant::now() + time, Cell::new(0.0_f64));
+        self.wait("the time to pass", time + Duration::from_secs(60), |tenants| {
+            tenants.iter().filter_map(|t| t.lag_seconds).for_each(|lag| most.set(most.get().max(lag)));
+            Instant::now() >= end
+        })?;
+        Ok(most.get())
     }
 
-    /// One line on a terminal, drawn over and over; nothing elsewhere.
+    /// One line on a terminal, drawn over and over; elsewhere a line every now and then.
     fn show(&self, tenants: &[TenantStatus]) {
-        if !std::io::stdout().is_terminal() {
+        let drawn = std::io::stdout().is_terminal();
+        if !drawn && self.shown.get().elapsed() < BETWEEN_LINES {
             return;
         }
+        self.shown.set(Instant::now());
         let moves: Vec<String> = tenants
             .iter()
             .map(|t| {
@@ -187,7 +250,10 @@ impl Scene {
                 )
             })
             .collect();
-        print!("\r\x1b[K           {}", moves.join("   |   "));
+        match drawn {
+            true => print!("\r\x1b[K           {}", moves.join("   |   ")),
+            false => moves.iter().for_each(|line| self.say(line)),
+        }
         let _ = std::io::stdout().flush();
     }
 
@@ -197,10 +263,16 @@ impl Scene {
         }
     }
 
-    /// pgbench's unmodified default script, until it is stopped.
-    pub fn start_load(&self, clients: u32) -> Result<Load> {
+    /// The play's scripts by pgbench, or its own, until it is stopped.
+    pub fn start_load(&self, play: &Play, clients: u32) -> Result<Load> {
         let mut command = self.source.command("pgbench")?;
-        command.args(["-n", "-c", &clients.to_string(), "-j", "2", "-T", "86400", DATABASE]);
+        command.args(["-n", "-c", &clients.to_string(), "-j", "2", "-T", "86400"]);
+        for (number, (sql, weight)) in play.scripts.iter().enumerate() {
+            let path = self.folder.path().join(format!("load-{number}.sql"));
+            fs::write(&path, sql)?;
+            command.arg("-f").arg(format!("{}@{weight}", path.display()));
+        }
+        command.arg(DATABASE);
         let errors = File::create(self.folder.path().join("pgbench.log"))?;
         let child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn().context("start pgbench")?;
@@ -248,15 +320,16 @@ fn finish(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-fn write_config(folder: &Path, source: &Cluster, target: &Cluster, http: u16) -> Result<PathBuf> {
+fn write_config(folder: &Path, play: &Play, source: &Cluster, target: &Cluster, http: u16) -> Result<PathBuf> {
     let folder_text = folder.display();
+    let Play { tenancy, rows_per_second, .. } = play;
     let text = format!(
-        "source:\n  url: {source}\ntenancy:\n  key: bid\ntenant_strategy:\n  database_config:\n    \
-         tenant_schema_pattern: \"branch_{{tenant}}\"\n    tenant_database_pattern: \"{target}\"\n\
-         state_dir: {folder_text}/state\nlimits: {{copy_rows_per_second: {ROWS_PER_SECOND}}}\n\
+        "source:\n  url: {source}\ntenancy:\n{tenancy}tenant_strategy:\n  database_config:\n    \
+         tenant_schema_pattern: \"tenant_{{tenant}}\"\n    tenant_database_pattern: \"{target}\"\n\
+         state_dir: {folder_text}/state\nlimits: {{copy_rows_per_second: {rows_per_second}}}\n\
          http: {{listen: \"127.0.0.1:{http}\", token_file: {folder_text}/token}}\n",
         source = source.url(DATABASE),
-        target = target.url("branch_{tenant}"),
+        target = target.url("tenant_{tenant}"),
     );
     let path = folder.join("carveout.yaml");
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
