@@ -6,6 +6,8 @@
 //! Until then the lane is *undecided*: changes that may be its own are given to it, and it decides by its target.
 
 mod keys;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 

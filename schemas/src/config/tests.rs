@@ -95,7 +95,6 @@ fn only_the_unused_keys_of_the_file_are_listed() {
         "tenant_strategy.migration_config.validation_enabled",
         "tenant_strategy.migration_config.rollback_enabled",
         "tenant_strategy.migration_config.dual_write_duration",
-        "limits.memory",
         "limits.reverse_slots",
         "hooks.before_cutover",
         "hooks.after_cutover",

@@ -8,13 +8,12 @@ use super::yaml::{Node, Value};
 const BLOCKS: [&[&str]; 2] = [&["hooks"], &["kafka"]];
 
 /// Keys in blocks that are used otherwise.
-const KEYS: [&[&str]; 7] = [
+const KEYS: [&[&str]; 6] = [
     &["tenant_strategy", "default_type"],
     &["tenant_strategy", "migration_thresholds"],
     &["tenant_strategy", "migration_config", "validation_enabled"],
     &["tenant_strategy", "migration_config", "rollback_enabled"],
     &["tenant_strategy", "migration_config", "dual_write_duration"],
-    &["limits", "memory"],
     &["limits", "reverse_slots"],
 ];
 
