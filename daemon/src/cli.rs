@@ -1,5 +1,5 @@
 //! The command line: what there is, and which file does it. Results go to stdout, logs and progress to
-//! stderr. It must never do a move's work itself: apart from `check`, `prepare`, `run` and `demo` every
+//! stderr. It must never do a move's work itself: apart from `init`, `check`, `prepare`, `run` and `demo` every
 //! command is a client of the daemon's HTTP interface.
 
 mod cancel;
@@ -7,6 +7,7 @@ mod check;
 mod client;
 mod exit;
 mod format;
+mod init;
 mod later;
 pub mod load;
 mod log;
@@ -41,6 +42,7 @@ struct Cli {
 
 const EXAMPLE: &str = "\
 Example:
+  carveout init --source postgresql://carveout@db/shop -o carveout.yaml
   carveout check                          what stands in the way
   carveout prepare --apply                identities, publication, slot, control schema
   carveout run &                          the daemon
@@ -78,6 +80,11 @@ struct Tenant {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Look at a database and write a commented configuration: keys, paths, and what a person has to decide
+    #[command(
+        after_help = "Example:\n  carveout init --source postgresql://carveout@db.internal/shop -o carveout.yaml\n  carveout init --source 'postgresql://carveout:${PGPASSWORD}@db.internal/shop' --key storefront_id"
+    )]
+    Init(init::Options),
     /// Look at source and targets, and say what stands in the way; writes nothing
     #[command(
         after_help = "Example:\n  carveout check -c carveout.yaml\n  carveout check --output json | jq '.[] | select(.severity == \"error\")'"
@@ -123,6 +130,7 @@ pub fn main() -> ExitCode {
     let Cli { global, command } = Cli::parse();
     let output = global.output;
     let done = match command {
+        Command::Init(options) => init::run(&global, &options),
         Command::Check => check::run(&global),
         Command::Prepare(options) => prepare::run(&global, &options),
         Command::Run => run::run(&global),

@@ -4,6 +4,7 @@
 mod check;
 mod configuration;
 mod http;
+mod init;
 mod prepare;
 mod secrets;
 mod slot;

@@ -12,6 +12,7 @@ pub mod pgoutput;
 pub mod policy;
 pub mod preflight;
 pub mod prepare;
+pub mod proposal;
 pub mod provision;
 pub mod quote;
 pub mod slot;

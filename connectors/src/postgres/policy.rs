@@ -224,7 +224,7 @@ fn resolve_paths(policies: &mut Policies, mut left: Vec<(Table, Vec<String>, Nul
 }
 
 /// The step from a table over `columns` to one whose tenants are known; or what stands in the way.
-fn step(table: &Table, columns: &[String], known: &[Owned]) -> std::result::Result<Via, Vec<Finding>> {
+pub(super) fn step(table: &Table, columns: &[String], known: &[Owned]) -> std::result::Result<Via, Vec<Finding>> {
     let name = table.name.to_string();
     let no = |cause: String, remedy: String| Err(vec![Finding::new(Severity::Error, &name, cause, remedy)]);
     let here = columns.join(", ");
@@ -320,7 +320,7 @@ fn obstacles(table: &Table, key: &str) -> Vec<Finding> {
 }
 
 /// Why the table cannot be moved, whatever its rows' tenants are found by.
-fn shape_obstacles(table: &Table) -> Vec<Finding> {
+pub(super) fn shape_obstacles(table: &Table) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut add = |cause: String, remedy: &str| found.push(in_the_way(table, cause, remedy));
     match table.kind.as_str() {

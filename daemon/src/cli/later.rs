@@ -9,15 +9,11 @@ use super::exit::{Exit, Failure};
 
 /// Their names, for the tests.
 #[cfg(test)]
-pub const NAMES: [&str; 9] =
-    ["init", "assess", "rehearse", "cutover", "rollback", "complete", "resume", "pause", "apply"];
+pub const NAMES: [&str; 8] = ["assess", "rehearse", "cutover", "rollback", "complete", "resume", "pause", "apply"];
 
 /// One of them.
 #[derive(Subcommand)]
 pub enum Later {
-    /// Not in this version: write a commented configuration for a database
-    #[command(hide = true)]
-    Init(Anything),
     /// Not in this version: inventory of tenants and tables
     #[command(hide = true)]
     Assess(Anything),
@@ -56,7 +52,6 @@ impl Later {
     /// Says that this version does not have it.
     pub fn refuse(&self) -> Result<Exit, Failure> {
         let (name, next) = match self {
-            Later::Init(_) => ("init", "write the configuration by hand; docs/configuration.md has one to begin with"),
             Later::Assess(_) => ("assess", "carveout check shows what can be moved"),
             Later::Rehearse(_) => ("rehearse", ""),
             Later::Cutover(_) => (

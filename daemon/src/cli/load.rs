@@ -46,7 +46,7 @@ pub fn read(path: &Path) -> Result<Config, Failure> {
 }
 
 /// Gives the URLs that have no password the one of their block's `password_file`.
-fn fill_passwords(config: &mut Config) -> Result<(), Failure> {
+pub fn fill_passwords(config: &mut Config) -> Result<(), Failure> {
     if let Some(path) = &config.source.password_file {
         let password = password(path, "source.password_file")?;
         fill(&mut config.source.url, &password);

@@ -29,7 +29,7 @@ fn options_may_stand_behind_the_command() {
         "carveout cancel 7 --output json",
         "carveout rehearse 7",
         "carveout cutover 7 --max-pause 5s",
-        "carveout init --source postgresql://x",
+        "carveout init --source postgresql://x --key bid -o y.yaml --password-file z",
         "carveout completions zsh",
     ] {
         assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");

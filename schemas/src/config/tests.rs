@@ -106,6 +106,12 @@ fn only_the_unused_keys_of_the_file_are_listed() {
 }
 
 #[test]
+fn comments_of_any_number_are_no_obstacle() {
+    let text = format!("{MINIMAL}limits:\n{}  copy_parallel: 7\n", "  # a word\n".repeat(5_000));
+    assert_eq!(parse(&text).unwrap().limits.copy_parallel, 7);
+}
+
+#[test]
 fn variables_serve_values_of_every_kind() {
     let text = format!(
         "{MINIMAL}auto_start: ${{AUTO:-true}}\nlimits: {{copy_parallel: \"${{N}}\", memory: \"${{N}}MiB\"}}\n\

@@ -46,6 +46,8 @@ impl Node {
             with_snippet: false,
             reject_unsupported_tags: true,
             non_finite_float_policy: NonFiniteFloatPolicy::AsString,
+            // They carry nothing here, and only so many in a row would be taken.
+            emit_comments: false,
         };
         let raw = serde_saphyr::from_str_with_options(text, options).map_err(|error| not_yaml(text, &error))?;
         settle(text, environment, raw)
