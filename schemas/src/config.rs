@@ -118,8 +118,21 @@ impl Config {
         let file = yaml::Node::read(text, environment)?;
         let mut config = Config::deserialize(read::Reader(&file)).map_err(|error| error.at(file.place))?;
         check::check(&config, &file)?;
+        config.spread_password_files();
         config.unused = unused::keys(&file);
         Ok(config)
+    }
+
+    /// Says at every URL without a password where its block keeps it.
+    fn spread_password_files(&mut self) {
+        let Source { url, password_file, .. } = &mut self.source;
+        *url = url.or_password_file(password_file.as_ref());
+        let strategy = &mut self.tenant_strategy;
+        let targets = &mut strategy.database_config;
+        let file = targets.password_file.as_ref();
+        let block = [&mut targets.shared_database_url, &mut targets.tenant_database_pattern, &mut targets.admin_url];
+        let overrides = strategy.tenant_overrides.values_mut().map(|declared| &mut declared.database_url);
+        block.into_iter().chain(overrides).flatten().for_each(|url| *url = url.or_password_file(file));
     }
 
     /// The dotted keys that the file sets and this version does not use yet.

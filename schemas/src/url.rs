@@ -7,6 +7,7 @@ mod parse;
 
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Deserializer};
@@ -103,6 +104,8 @@ pub struct PgUrl {
     pub user: Option<String>,
     /// The role's password.
     pub password: Option<Secret>,
+    /// Holds the password where there is none here. Whoever connects reads it, each time: the file may change.
+    pub password_file: Option<PathBuf>,
     /// The database; psql falls back to the role's name, see [`PgUrl::database`].
     pub dbname: Option<String>,
     /// As written; [`PgUrl::effective_sslmode`] is what counts.
@@ -131,9 +134,15 @@ impl PgUrl {
         PgUrl { dbname: Some(dbname.to_owned()), ..self.clone() }
     }
 
-    /// The same with a password, for one that was read from a file.
-    pub fn with_password(&self, password: String) -> PgUrl {
-        PgUrl { password: Some(Secret(password)), ..self.clone() }
+    /// The same; `file` holds the password if there is none and no other file is named.
+    pub fn or_password_file(&self, file: Option<&PathBuf>) -> PgUrl {
+        let file = self.password_file.as_ref().or(file.filter(|_| self.password.is_none()));
+        PgUrl { password_file: file.cloned(), ..self.clone() }
+    }
+
+    /// The role to log in as.
+    pub fn role(&self) -> &str {
+        self.user.as_deref().unwrap_or("postgres")
     }
 
     /// The database that psql would connect to: the one named, else the one called like the role.
@@ -190,6 +199,7 @@ impl Default for PgUrl {
             port: DEFAULT_PORT,
             user: None,
             password: None,
+            password_file: None,
             dbname: None,
             sslmode: None,
             sslrootcert: None,

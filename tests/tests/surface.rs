@@ -3,6 +3,7 @@
 
 mod check;
 mod configuration;
+mod grants;
 mod http;
 mod init;
 mod prepare;

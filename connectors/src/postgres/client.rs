@@ -12,7 +12,9 @@ use tokio_postgres::{Client, Config, Connection, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::Instrument;
 
-use super::{Doing, Error, Result, tls};
+use super::error::Cause;
+use super::quote::ident;
+use super::{Doing, Error, Result, password, tls};
 
 /// What every session of ours begins with; the replication connection uses the same.
 pub const PINNED: &str = "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 -c timezone=UTC \
@@ -48,11 +50,11 @@ pub async fn connect_with(url: &PgUrl, purpose: &str, settings: &str) -> Result<
     // Zero means without end; nothing of ours waits so long for one attempt.
     let timeout = url.connect_timeout.filter(|seconds| *seconds > 0).map_or(CONNECT_TIMEOUT, Duration::from_secs);
     config.tcp_user_timeout(DEAD_PEER_TIMEOUT).keepalives_idle(DEAD_PEER_TIMEOUT);
-    config.user(url.user.as_deref().unwrap_or("postgres"));
+    config.user(url.role());
     if let Some(dbname) = &url.dbname {
         config.dbname(dbname);
     }
-    if let Some(password) = &url.password {
+    if let Some(password) = password::of(url)? {
         config.password(password.expose());
     }
     // The login counts too: a server may accept and then not answer.
@@ -79,7 +81,18 @@ pub async fn connect_with(url: &PgUrl, purpose: &str, settings: &str) -> Result<
         }
     };
     let late = |_| Error::connection(doing(), format!("no answer within {} s", timeout.as_secs()));
-    tokio::time::timeout(timeout, connected).await.map_err(late)?
+    tokio::time::timeout(timeout, connected).await.map_err(late)?.map_err(|error| say_grant(url, error))
+}
+
+/// Who may not connect to the database is told what lets him.
+fn say_grant(url: &PgUrl, error: Error) -> Error {
+    match (&error.cause, url.database()) {
+        (Cause::Server { sqlstate, message }, Some(database)) if sqlstate == "42501" => {
+            let sql = format!("GRANT CONNECT ON DATABASE {} TO {}", ident(database), ident(url.role()));
+            Error::server(error.doing, sqlstate, &format!("{message}; mend it with {sql}"))
+        }
+        _ => error,
+    }
 }
 
 /// Carries the session's messages. The client notices by itself when its connection ends; the reason reaches

@@ -28,14 +28,55 @@ CREATE TABLE IF NOT EXISTS carveout.objects (
 REVOKE ALL ON SCHEMA carveout FROM PUBLIC;
 ";
 
-/// Makes the control schema where it is missing.
-pub async fn setup(client: &mut Client) -> Result<()> {
-    let present = client
-        .query_one("SELECT to_regclass('carveout.objects') IS NOT NULL", &[])
+/// What lets a role that did not make the control schema work with it.
+pub fn grants(role: &str) -> String {
+    let role = super::quote::ident(role);
+    format!(
+        "GRANT USAGE ON SCHEMA carveout TO {role};\n\
+         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA carveout TO {role};\n"
+    )
+}
+
+/// What a role finds of the control schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It is not there.
+    Absent,
+    /// It is there, and the role may not do with it all that it has to.
+    Denied,
+    /// It can be worked with.
+    Granted,
+}
+
+/// Looks for the control schema in the catalogs, which everybody may read.
+pub async fn access(client: &Client) -> Result<Access> {
+    let row = client
+        .query_opt(
+            "SELECT has_schema_privilege(n.oid, 'USAGE') AND bool_and(
+                        has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT') AND
+                        has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
+               FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind = 'r'
+              WHERE n.nspname = 'carveout' GROUP BY n.oid HAVING bool_or(c.relname = 'objects')",
+            &[],
+        )
         .await
         .doing("look for schema carveout")?;
-    if present.get(0) {
-        return Ok(());
+    Ok(match row.map(|row| row.get(0)) {
+        None => Access::Absent,
+        Some(false) => Access::Denied,
+        Some(true) => Access::Granted,
+    })
+}
+
+/// Makes the control schema where it is missing.
+pub async fn setup(client: &mut Client) -> Result<()> {
+    match access(client).await? {
+        Access::Granted => return Ok(()),
+        Access::Denied => {
+            let why = "the role may not use it; `carveout check` says what to grant";
+            return Err(Error::state("work with schema carveout", why));
+        }
+        Access::Absent => {}
     }
     let tx = client.transaction().await.doing("begin")?;
     tx.batch_execute(SETUP_LOCK).await.doing("lock the creation of schema carveout")?;
@@ -231,13 +272,10 @@ pub async fn reset(tx: &Transaction<'_>, id: MoveId) -> Result<()> {
     Ok(())
 }
 
-/// What Carveout created for tenants in this database: (schemas, tables as [`object_name`]).
+/// What Carveout created for tenants in this database: (schemas, tables as [`object_name`]). A role that may not
+/// see it sees nothing, which `prepare::wanted` refuses to go on from.
 pub async fn created(client: &Client) -> Result<(Vec<String>, Vec<String>)> {
-    let present = client
-        .query_one("SELECT to_regclass('carveout.objects') IS NOT NULL", &[])
-        .await
-        .doing("look for schema carveout")?;
-    if !present.get::<_, bool>(0) {
+    if access(client).await? != Access::Granted {
         return Ok((Vec::new(), Vec::new()));
     }
     let rows = client

@@ -8,6 +8,8 @@ pub mod client;
 pub mod control;
 pub mod copy;
 pub mod error;
+mod grants;
+pub mod password;
 pub mod pgoutput;
 pub mod policy;
 pub mod preflight;

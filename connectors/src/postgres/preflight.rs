@@ -1,13 +1,12 @@
 //! What `check` looks at on the source and the target. Writes nothing.
 
-use schemas::config::{Config, Isolation};
+use schemas::config::Config;
 use schemas::status::{Finding, Severity};
-use schemas::url::PgUrl;
 use tokio_postgres::Client;
 
 use super::client::connect;
 use super::policy::{Owned, Policies};
-use super::{Doing, Error, Result, catalog, policy, prepare};
+use super::{Doing, Result, catalog, grants, policy, prepare};
 
 /// The only major version that this version of Carveout has been proved on.
 const MAJOR: u32 = 15;
@@ -19,7 +18,6 @@ const LONG_TRANSACTION: &str = "5 minutes";
 pub async fn check(config: &Config) -> Result<(Vec<Finding>, Vec<Owned>)> {
     let client = connect(&config.source.url, "check").await?;
     let mut findings = server(&client).await?;
-    findings.extend(role(&client).await?);
     findings.extend(long_transactions(&client).await?);
     let Policies { owned, findings: refused } = policy::resolve(catalog::tables(&client).await?, &config.tenancy);
     if owned.is_empty() {
@@ -32,9 +30,10 @@ pub async fn check(config: &Config) -> Result<(Vec<Finding>, Vec<Owned>)> {
         ));
     }
     findings.extend(refused);
-    findings.extend(tables(&client, &owned).await?);
+    findings.extend(grants::source(&client, &owned).await?);
+    findings.extend(left_out(&client, &owned).await?);
     findings.extend(prepare::wanted(&client, config, &owned).await?);
-    findings.extend(targets(config).await);
+    findings.extend(grants::targets(config, &owned).await);
     findings.extend(
         config
             .unused()
@@ -87,22 +86,6 @@ async fn server(client: &Client) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-async fn role(client: &Client) -> Result<Vec<Finding>> {
-    let row = client
-        .query_one(
-            "SELECT rolname::text, rolreplication OR rolsuper, quote_ident(rolname) FROM pg_roles WHERE rolname = current_user",
-            &[],
-        )
-        .await
-        .doing("look at the role")?;
-    if row.get(1) {
-        return Ok(Vec::new());
-    }
-    let (name, quoted): (String, String) = (row.get(0), row.get(2));
-    let remedy = format!("ALTER ROLE {quoted} REPLICATION");
-    Ok(vec![Finding::new(Severity::Error, format!("role {name}"), "it may not stream from a slot", remedy)])
-}
-
 async fn long_transactions(client: &Client) -> Result<Vec<Finding>> {
     let sql = format!(
         "SELECT pid, coalesce(application_name, ''), date_trunc('second', now() - xact_start)::text FROM pg_stat_activity
@@ -121,12 +104,12 @@ async fn long_transactions(client: &Client) -> Result<Vec<Finding>> {
     Ok(finding.collect())
 }
 
-/// Privileges on the tables, and what moves later than this version knows.
-async fn tables(client: &Client, owned: &[Owned]) -> Result<Vec<Finding>> {
+/// What moves later than this version knows.
+async fn left_out(client: &Client, owned: &[Owned]) -> Result<Vec<Finding>> {
     let oids: Vec<u32> = owned.iter().map(|owned| owned.table.oid).collect();
     let rows = client
         .query(
-            "SELECT c.oid::regclass::text, has_table_privilege(c.oid, 'SELECT'),
+            "SELECT c.oid::regclass::text,
                     (SELECT count(*) FROM pg_constraint k WHERE k.contype = 'f' AND k.conrelid = c.oid),
                     (SELECT count(*) FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
                     (SELECT count(*) FROM pg_constraint k WHERE k.contype = 'x' AND k.conrelid = c.oid)
@@ -134,70 +117,16 @@ async fn tables(client: &Client, owned: &[Owned]) -> Result<Vec<Finding>> {
             &[&oids],
         )
         .await
-        .doing("look at the tables' privileges")?;
+        .doing("look at keys and triggers")?;
     let mut findings = Vec::new();
     for row in &rows {
-        let name: String = row.get(0);
-        if !row.get::<_, bool>(1) {
-            findings.push(Finding::new(
-                Severity::Error,
-                &name,
-                "the role may not read it",
-                format!("GRANT SELECT ON {name} TO the role of source.url"),
-            ));
-        }
-        for (place, what) in [(2, "foreign keys"), (3, "triggers"), (4, "exclusion constraints")] {
+        for (place, what) in [(1, "foreign keys"), (2, "triggers"), (3, "exclusion constraints")] {
             let count: i64 = row.get(place);
             if count > 0 {
                 let cause = format!("its {what} ({count}) are not made in the target by this version");
-                findings.push(Finding::new(Severity::Note, &name, cause, ""));
+                findings.push(Finding::new(Severity::Note, row.get::<_, String>(0), cause, ""));
             }
         }
     }
     Ok(findings)
-}
-
-/// Whether the targets' servers can be reached and may be written to.
-async fn targets(config: &Config) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for (object, isolation) in
-        [("tenant_schema_pattern", Isolation::Schema), ("tenant_database_pattern", Isolation::Database)]
-    {
-        let reached = match config.target("0", isolation) {
-            Err(error) => Err(Error::state("read the configuration", error)),
-            Ok(target) => match &target.admin_url {
-                Some(admin) => {
-                    may(admin, "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user").await
-                }
-                None => may(&target.url, "SELECT has_database_privilege(current_database(), 'CREATE')").await,
-            },
-        };
-        match reached {
-            Ok(true) => {}
-            Ok(false) => findings.push(Finding::new(
-                Severity::Error,
-                format!("database_config.{object}"),
-                "the role may not create it there",
-                match isolation {
-                    Isolation::Database => {
-                        "ALTER ROLE … CREATEDB, or name a role that may in database_config.admin_url"
-                    }
-                    _ => "GRANT CREATE ON DATABASE … TO the role",
-                },
-            )),
-            Err(error) => findings.push(Finding::new(
-                Severity::Warning,
-                format!("database_config.{object}"),
-                error.to_string(),
-                "mend it before a tenant moves there",
-            )),
-        }
-    }
-    findings
-}
-
-async fn may(url: &PgUrl, question: &str) -> Result<bool> {
-    let client = connect(url, "check").await?;
-    let row = client.query_one(question, &[]).await.doing("ask for a privilege")?;
-    Ok(row.get(0))
 }

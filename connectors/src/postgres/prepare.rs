@@ -1,5 +1,5 @@
 //! What the source needs before anything can be moved: identities that carry the tenant, a
-//! publication with an explicit list of tables, then the slot, the control schema. `check` names
+//! publication with an explicit list of tables, the control schema, then the slot. `check` names
 //! it, `prepare` prints or runs it.
 
 use std::time::Duration;
@@ -9,6 +9,7 @@ use schemas::status::{Finding, Severity};
 use schemas::{Lsn, TableName};
 use tokio_postgres::Client;
 
+use super::control::Access;
 use super::policy::{Owned, names};
 use super::quote::{ident, literal, table as qualified};
 use super::{Doing, Error, Result, control, slot};
@@ -18,20 +19,74 @@ const LOCK_TIMEOUT: &str = "SET lock_timeout = '1s'";
 const ATTEMPTS: u32 = 20;
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(500);
 
-/// What is missing, in the order in which it must be done; each remedy is SQL.
+/// What [`wanted`] calls it when the role cannot run the steps by itself.
+pub const BY_OTHERS: &str = "prepare --apply";
+
+/// What is missing, in the order in which it must be done; each remedy is SQL. At the end, as [`BY_OTHERS`], why
+/// the role cannot do it by itself.
 pub async fn wanted(client: &Client, config: &Config, owned: &[Owned]) -> Result<Vec<Finding>> {
+    let role: String = client.query_one("SELECT current_user::text", &[]).await.doing("name the role")?.get(0);
+    let access = control::access(client).await?;
+    // Without the control schema the tenants' copies look like tables of the application.
+    let owned = if access == Access::Denied { &[] } else { owned };
     let mut findings: Vec<Finding> = owned.iter().filter_map(identity).collect();
     findings.extend(publication(client, &config.source.publication, &names(owned)).await?);
-    let control: bool = client
-        .query_one("SELECT to_regclass('carveout.objects') IS NOT NULL", &[])
-        .await
-        .doing("look for schema carveout")?
-        .get(0);
-    if !control {
-        findings.push(Finding::prepared("schema carveout", "it does not exist", control::SETUP));
+    let grants = control::grants(&role);
+    match access {
+        // Whoever runs it, the daemon's role can work with it.
+        Access::Absent => {
+            let sql = format!("{}{grants}", control::SETUP);
+            findings.push(Finding::prepared("schema carveout", "it does not exist", sql));
+        }
+        Access::Denied => {
+            let cause = format!("role {role} may not use it; what else there is to prepare shows when it may");
+            findings.push(Finding::prepared("schema carveout", cause, grants));
+        }
+        Access::Granted => {}
     }
     findings.extend(slot(client, &config.source.slot).await?);
+    if findings.iter().any(|finding| finding.prepared) {
+        let lacks = lacks(client, &config.source.publication, owned, access).await?;
+        let cause = format!("role {role} cannot run these steps by itself: {}", lacks.join("; "));
+        let remedy = "run what `carveout prepare` prints as a superuser, or as whoever owns these things";
+        findings.extend((!lacks.is_empty()).then(|| Finding::new(Severity::Warning, BY_OTHERS, cause, remedy)));
+    }
     Ok(findings)
+}
+
+/// What the role would need to run the steps itself. (That a slot takes REPLICATION is a finding of its own.)
+async fn lacks(client: &Client, publication: &str, owned: &[Owned], access: Access) -> Result<Vec<String>> {
+    let published = slot::find_publication(client, publication).await?;
+    let joins = |owned: &&Owned| !published.as_ref().is_some_and(|found| found.tables.contains(&owned.table.name));
+    let changes = |owned: &&Owned| joins(owned) || identity(owned).is_some();
+    let tables: Vec<u32> = owned.iter().filter(changes).map(|owned| owned.table.oid).collect();
+    let row = client
+        .query_one(
+            "SELECT (SELECT string_agg(format('%I.%I', n.nspname, c.relname), ', ' ORDER BY n.nspname, c.relname)
+                       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                      WHERE c.oid = ANY ($1) AND NOT pg_has_role(c.relowner, 'USAGE')),
+                    has_database_privilege(current_database(), 'CREATE'), current_database()::text,
+                    (SELECT pg_has_role(pubowner, 'USAGE') FROM pg_publication WHERE pubname = $2),
+                    (SELECT pg_has_role(nspowner, 'USAGE') FROM pg_namespace WHERE nspname = 'carveout')",
+            &[&tables, &publication],
+        )
+        .await
+        .doing("look at who owns what")?;
+    let (foreign, database): (Option<String>, String) = (row.get(0), row.get(2));
+    let owns = |place: usize| row.get::<_, Option<bool>>(place).unwrap_or(true);
+    let mut lacks = Vec::new();
+    lacks.extend(foreign.map(|tables| format!("it does not own {tables}")));
+    let creates = access == Access::Absent || published.is_none() && !owned.is_empty();
+    if creates && !row.get::<_, bool>(1) {
+        lacks.push(format!("it may not create in database {database}"));
+    }
+    if owned.iter().any(|owned| joins(&owned)) && !owns(3) {
+        lacks.push(format!("it does not own publication {publication}"));
+    }
+    if access == Access::Denied && !owns(4) {
+        lacks.push("it does not own schema carveout".to_owned());
+    }
+    Ok(lacks)
 }
 
 /// The replica identity has to carry what says whose a row is: without it a DELETE names no tenant.

@@ -22,8 +22,9 @@ pub async fn database_exists(admin: &PgUrl, database: &str) -> Result<bool> {
     Ok(row.is_some())
 }
 
-/// Creates the database with the source's encoding and collation; false when it exists already.
-pub async fn create_database(admin: &PgUrl, database: &str, source: &Client) -> Result<bool> {
+/// Creates the database with the source's encoding and collation, for the role of `target`; false when it exists
+/// already.
+pub async fn create_database(admin: &PgUrl, target: &PgUrl, database: &str, source: &Client) -> Result<bool> {
     let client = connect(admin, "provision").await?;
     lock_database(&client, database).await?;
     if database_exists(admin, database).await? {
@@ -46,6 +47,9 @@ pub async fn create_database(admin: &PgUrl, database: &str, source: &Client) -> 
     );
     if let ("i", Some(icu)) = (locale.get(2), locale.get::<_, Option<String>>(3)) {
         sql = format!("{sql} LOCALE_PROVIDER icu ICU_LOCALE {}", literal(&icu));
+    }
+    if admin.role() != target.role() {
+        sql = format!("{sql} OWNER {}", ident(target.role()));
     }
     client.batch_execute(&sql).await.doing(doing())?;
     Ok(true)
@@ -105,8 +109,13 @@ pub async fn drop_database(admin: &PgUrl, target: &PgUrl, database: &str, id: Mo
         );
         return Err(Error::state(doing(), why));
     }
-    let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(database));
-    client.batch_execute(&sql).await.doing(doing())
+    let sql = format!("DROP DATABASE IF EXISTS {}", ident(database));
+    match client.batch_execute(&format!("{sql} WITH (FORCE)")).await.doing(doing()) {
+        // Sessions of others, and autovacuum's, are not a role's to end by force. The plain form asks autovacuum
+        // to go and waits for the others.
+        Err(error) if error.sqlstate() == Some("42501") => client.batch_execute(&sql).await.doing(doing()),
+        dropped => dropped,
+    }
 }
 
 /// Makes the schema where it is missing.

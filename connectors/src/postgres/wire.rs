@@ -16,13 +16,13 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use postgres_protocol::message::frontend;
 use schemas::Lsn;
-use schemas::url::PgUrl;
+use schemas::url::{PgUrl, Secret};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout};
 
 pub(super) use self::report::Report;
 use super::quote::ident;
-use super::{Error, Result, tls};
+use super::{Error, Result, password, tls};
 
 /// To connect and to be accepted, where the URL does not say, or says 0: nothing waits for ever.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -70,13 +70,14 @@ impl Wire {
     /// Connects and authenticates; `application_name` shows in `pg_stat_replication`.
     pub async fn connect(url: &PgUrl, application_name: &str) -> Result<Wire> {
         let tls = tls::config(url)?;
+        let password = password::of(url)?;
         let limit = url.connect_timeout.filter(|&s| s > 0).map_or(CONNECT_TIMEOUT, Duration::from_secs);
         within(&format!("connect to {url} for replication"), limit, async {
             let (socket, binding) = login::open_socket(url, tls).await?;
             let mut wire = Wire::over(socket);
-            let user = url.user.as_deref().unwrap_or("postgres");
+            let user = url.role();
             wire.send(|out| login::startup(url, user, application_name, out)).await?;
-            wire.authenticate(user, url.password.as_ref().map(|password| password.expose()), &binding).await?;
+            wire.authenticate(user, password.as_ref().map(Secret::expose), &binding).await?;
             wire.answer().await?;
             Ok(wire)
         })

@@ -1,7 +1,7 @@
 //! `carveout check`: what stands in the way, most severe first. Writes nothing.
 
 use connectors::postgres::policy::Owned;
-use connectors::postgres::preflight;
+use connectors::postgres::{preflight, prepare};
 use schemas::config::Config;
 use schemas::status::{Finding, Severity};
 use schemas::tenant::KeyType;
@@ -92,8 +92,10 @@ fn text(findings: &[Finding], tables: &[String]) -> String {
 fn summary(findings: &[Finding], tables: &[String]) -> String {
     let number = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
     let prepared = findings.iter().filter(|finding| finding.prepared).count();
+    let by_others = findings.iter().any(|finding| finding.object == prepare::BY_OTHERS);
     let hint = match prepared {
         0 => String::new(),
+        some if by_others => format!(" (what `carveout prepare` prints mends {some})"),
         some => format!(" (`carveout prepare --apply` mends {some})"),
     };
     let names: Vec<String> = tables.iter().map(|name| plain(name)).collect();

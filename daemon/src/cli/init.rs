@@ -93,8 +93,8 @@ fn asked(options: &Options) -> Result<Config, Failure> {
         let (_, why) = said.split_once("source.url: ").unwrap_or(("", &said));
         refuse(format!("--source: {why}"))
     };
-    let mut config = Config::parse(&yaml, &environment).map_err(wrong)?;
-    load::fill_passwords(&mut config)?;
+    let config = Config::parse(&yaml, &environment).map_err(wrong)?;
+    load::check_passwords(&config)?;
     Ok(config)
 }
 

@@ -1,22 +1,22 @@
-//! Reading the configuration file, and the secrets that lie in files of their own. Relative paths are
+//! Reading the configuration file, and a look at the files that hold its secrets. Relative paths are
 //! relative to the working directory. A secret must never come into an error.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use connectors::postgres::password;
 use schemas::config::Config;
-use schemas::url::PgUrl;
 
 use super::exit::{Exit, Failure};
 
-/// The longest configuration or password file that is read, in bytes.
+/// The longest configuration file that is read, in bytes.
 const FILE_LIMIT_BYTES: u64 = 4 << 20;
 
-/// The configuration with its passwords: for those who connect to databases.
+/// The configuration, with files that hold its passwords: for those who connect to databases.
 pub fn load(path: &Path) -> Result<Config, Failure> {
-    let mut config = read(path)?;
-    fill_passwords(&mut config)?;
+    let config = read(path)?;
+    check_passwords(&config)?;
     Ok(config)
 }
 
@@ -45,40 +45,17 @@ pub fn read(path: &Path) -> Result<Config, Failure> {
     })
 }
 
-/// Gives the URLs that have no password the one of their block's `password_file`.
-pub fn fill_passwords(config: &mut Config) -> Result<(), Failure> {
-    if let Some(path) = &config.source.password_file {
-        let password = password(path, "source.password_file")?;
-        fill(&mut config.source.url, &password);
-    }
-    let strategy = &mut config.tenant_strategy;
-    let targets = &mut strategy.database_config;
-    if let Some(path) = &targets.password_file {
-        let password = password(path, "database_config.password_file")?;
-        let block = [&mut targets.shared_database_url, &mut targets.tenant_database_pattern, &mut targets.admin_url];
-        let overrides = strategy.tenant_overrides.values_mut().map(|declared| &mut declared.database_url);
-        block.into_iter().chain(overrides).flatten().for_each(|url| fill(url, &password));
+/// Each `password_file` can be used now. It is read again at every login.
+pub fn check_passwords(config: &Config) -> Result<(), Failure> {
+    let targets = &config.tenant_strategy.database_config.password_file;
+    for (key, file) in
+        [("source.password_file", &config.source.password_file), ("database_config.password_file", targets)]
+    {
+        if let Some(Err(why)) = file.as_deref().map(password::read) {
+            return Err(refuse(key, format!("{key}: {why}"), "the file holds the password and nothing else"));
+        }
     }
     Ok(())
-}
-
-fn fill(url: &mut PgUrl, password: &str) {
-    if url.password.is_none() {
-        *url = url.with_password(password.to_owned());
-    }
-}
-
-fn password(path: &Path, key: &str) -> Result<String, Failure> {
-    let wrong = |why: String| {
-        refuse(
-            key,
-            format!("{key}: cannot use {}: {why}", path.display()),
-            "the file holds the password and nothing else",
-        )
-    };
-    let text = text(path).map_err(|error| wrong(error.to_string()))?;
-    let password = text.trim_end_matches(['\r', '\n']);
-    if password.is_empty() { Err(wrong("it is empty".to_owned())) } else { Ok(password.to_owned()) }
 }
 
 fn text(path: &Path) -> std::io::Result<String> {
@@ -94,6 +71,7 @@ fn refuse(object: &str, message: String, next: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use schemas::url::PgUrl;
     use std::fs;
     use std::path::PathBuf;
 
@@ -116,11 +94,13 @@ mod tests {
         fs::write(folder.join("one"), "first \n").unwrap();
         fs::write(folder.join("two"), "second\r\n").unwrap();
         let config = load(&path).unwrap();
-        let exposed = |url: &PgUrl| url.password.as_ref().map(|secret| secret.expose().to_owned()).unwrap();
+        let exposed = |url: &PgUrl| password::of(url).unwrap().unwrap().expose().to_owned();
         let targets = &config.tenant_strategy.database_config;
         assert_eq!(exposed(&config.source.url), "first ");
         assert_eq!(exposed(targets.tenant_database_pattern.as_ref().unwrap()), "second");
         assert_eq!(exposed(targets.admin_url.as_ref().unwrap()), "own");
+        fs::write(folder.join("one"), "rotated\n").unwrap();
+        assert_eq!(exposed(&config.source.url), "rotated");
         fs::write(folder.join("two"), "\n").unwrap();
         let failure = load(&path).unwrap_err();
         assert!(failure.exit == Exit::Usage && failure.fault.message.contains("is empty"), "{failure:?}");

@@ -24,8 +24,10 @@ pub fn run(global: &Global, options: &Options) -> Result<Exit, Failure> {
     let steps = block_on(async {
         let (findings, _) = check::look(&config).await?;
         let (steps, others): (Vec<Finding>, Vec<Finding>) = findings.into_iter().partition(|finding| finding.prepared);
-        let in_the_way: Vec<Finding> =
-            others.into_iter().filter(|finding| finding.severity == Severity::Error).collect();
+        let stands = |finding: &Finding| {
+            finding.severity == Severity::Error || options.apply && finding.object == prepare::BY_OTHERS
+        };
+        let in_the_way: Vec<Finding> = others.into_iter().filter(stands).collect();
         if options.apply {
             refuse(&in_the_way)?;
             apply(&config, &steps).await?;
@@ -62,7 +64,7 @@ fn refuse(in_the_way: &[Finding]) -> Result<(), Failure> {
 fn warn(finding: &Finding) {
     let remedy =
         if finding.remedy.is_empty() { String::new() } else { format!("\n  next: {}", plain(&finding.remedy)) };
-    note(&format!("prepare cannot mend {}: {}{remedy}\n", plain(&finding.object), plain(&finding.cause)));
+    note(&format!("in the way of prepare: {}: {}{remedy}\n", plain(&finding.object), plain(&finding.cause)));
 }
 
 async fn apply(config: &Config, steps: &[Finding]) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use connectors::postgres::control::Checkpoint;
 use connectors::postgres::policy::Owned;
 use connectors::postgres::{Client, client, control, provision};
-use schemas::config::Isolation;
+use schemas::config::{Isolation, Target};
 use schemas::phase::Event;
 use schemas::record::{Fault, MoveRecord};
 use schemas::url::PgUrl;
@@ -162,7 +162,7 @@ async fn provision(context: &Context, moving: &Moving) -> Result<(), StepError> 
     let target = context.target(&record)?;
     let tables = context.tables(&record.tables).await?;
     if let Some(admin) = &target.admin_url {
-        make_database(context, moving, admin, &target.database).await?;
+        make_database(context, moving, admin, &target).await?;
     }
     let mut client = client::connect(&target.url, "provision").await?;
     control::setup(&mut client).await?;
@@ -187,14 +187,15 @@ async fn provision(context: &Context, moving: &Moving) -> Result<(), StepError> 
 
 /// Makes the database where it is missing. That it will be ours is written down before, and taken back when
 /// it could not be made: a person may make it then, and it is that person's.
-async fn make_database(context: &Context, moving: &Moving, admin: &PgUrl, database: &str) -> Result<(), StepError> {
+async fn make_database(context: &Context, moving: &Moving, admin: &PgUrl, target: &Target) -> Result<(), StepError> {
+    let database = &target.database;
     let made = moving.record().made_database;
     if !made && provision::database_exists(admin, database).await? {
         return Ok(());
     }
     let source = client::connect(&context.config.source.url, "provision").await?;
     moving.update(&context.store, |record| record.made_database = true)?;
-    let ours = match provision::create_database(admin, database, &source).await {
+    let ours = match provision::create_database(admin, &target.url, database, &source).await {
         Ok(created) => created || made,
         Err(error) => {
             // Without an answer it may have been made.

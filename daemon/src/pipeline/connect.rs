@@ -228,7 +228,8 @@ pub fn waits_for(config: &Config, error: &Error) -> Option<Fault> {
         Some("28P01" | "28000") => (
             "source_refused",
             "source.url".to_owned(),
-            "correct the role or its password, in the database or here (and start the daemon again)",
+            "correct the role, or its password in the database or in password_file, which is read at every login \
+             (a password that stands in source.url needs a new start)",
         ),
         None if error.doing == MAKE_ROOM => {
             (DISK_FULL, config.state_dir.display().to_string(), "make room; reading goes on by itself")

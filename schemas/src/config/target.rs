@@ -1,8 +1,6 @@
-//! Where a tenant goes: server, database, schema, and whose password that takes.
+//! Where a tenant goes: server, database, schema.
 //!
 //! It never decides by looking at a server; whether a name is free is asked elsewhere.
-
-use std::path::PathBuf;
 
 use super::Config;
 use super::pattern::{NameError, Pattern};
@@ -23,16 +21,12 @@ const RESERVED_SCHEMAS: [&str; 3] = ["carveout", "public", "information_schema"]
 pub struct Target {
     /// Server, role and database to connect to.
     pub url: PgUrl,
-    /// Holds the password when `url` has none.
-    pub password_file: Option<PathBuf>,
     /// The database; the same as in `url`.
     pub database: String,
     /// The tenant's schema; `None` where the database is the tenant's own.
     pub schema: Option<String>,
     /// For a database of its own: the role that may create it, connected to another database.
     pub admin_url: Option<PgUrl>,
-    /// Holds the password when `admin_url` has none.
-    pub admin_password_file: Option<PathBuf>,
 }
 
 impl Config {
@@ -48,6 +42,9 @@ impl Config {
         if tenant.is_empty() || tenant.contains('\0') {
             return Err(NameError::Tenant);
         }
+        let file = &self.tenant_strategy.database_config.password_file;
+        let own = own.map(|own| own.or_password_file(file.as_ref()));
+        let own = own.as_ref();
         match isolation {
             Isolation::Shared => Err(NameError::Shared),
             Isolation::Schema => self.schema_target(tenant, own),
@@ -62,20 +59,12 @@ impl Config {
             Some(own) => pattern.fill_url(own)?,
             None => places.shared_database_url.as_ref().unwrap_or(&self.source.url).clone(),
         };
-        let from_source = own.is_none() && places.shared_database_url.is_none();
         let database = url.database().ok_or(NameError::NoDatabase)?.to_owned();
         let schema = pattern.fill(places.tenant_schema_pattern.as_deref().unwrap_or(DEFAULT_SCHEMA_PATTERN))?;
         if schema.starts_with("pg_") || RESERVED_SCHEMAS.contains(&schema.as_str()) {
             return Err(NameError::Reserved { name: schema });
         }
-        Ok(Target {
-            url: url.with_dbname(&database),
-            password_file: self.password_file(from_source),
-            database,
-            schema: Some(schema),
-            admin_url: None,
-            admin_password_file: None,
-        })
+        Ok(Target { url: url.with_dbname(&database), database, schema: Some(schema), admin_url: None })
     }
 
     fn database_target(&self, tenant: &str, own: Option<&PgUrl>) -> Result<Target, NameError> {
@@ -98,22 +87,12 @@ impl Config {
         }
         // An administrator of the common server is none of a tenant's own server.
         let configured = places.admin_url.as_ref().filter(|admin| own.is_none() || admin.same_server(&server));
-        let from_source = written.is_none();
         Ok(Target {
             url: server.with_dbname(&database),
-            password_file: self.password_file(from_source),
             database,
             schema: None,
             admin_url: Some(configured.cloned().unwrap_or_else(|| server.with_dbname(SYSTEM_DATABASES[0]))),
-            admin_password_file: self.password_file(from_source && configured.is_none()),
         })
-    }
-
-    /// The password's file for a URL that was taken over from the source, or for one of the targets'.
-    fn password_file(&self, from_source: bool) -> Option<PathBuf> {
-        let targets = &self.tenant_strategy.database_config.password_file;
-        let source = self.source.password_file.as_ref().filter(|_| from_source);
-        source.or(targets.as_ref()).cloned()
     }
 }
 
@@ -141,7 +120,7 @@ mod tests {
         let database = plain.target("a-b", Isolation::Database).unwrap();
         let at = |name: &str| format!("postgresql://me@db:1/{name}?sslmode=require");
         assert_eq!(shown(&database), (at("a_b"), Some(at("postgres")), None));
-        assert_eq!(database.password_file, Some(PathBuf::from("/source")));
+        assert_eq!((&database.url.password, &database.url.password_file), (&plain.source.url.password, &None));
         let schema = plain.target("a-b", Isolation::Schema).unwrap();
         assert_eq!((shown(&schema), schema.database.as_str()), ((at("shop"), None, Some("tenant_a_b")), "shop"));
         assert_eq!(plain.target("a", Isolation::Shared), Err(NameError::Shared));
@@ -154,7 +133,9 @@ mod tests {
         let target = config.target("a-b", Isolation::Database).unwrap();
         let expected = ("postgresql://r_a_b@h-a-b/s_a_b_a_b".to_owned(), Some("postgresql://adm@h/x".to_owned()), None);
         assert_eq!(shown(&target), expected);
-        assert_eq!(target.password_file, Some(PathBuf::from("/target")));
+        let files =
+            [Some(&target.url), target.admin_url.as_ref()].map(|url| url.and_then(|url| url.password_file.clone()));
+        assert_eq!(files, [Some("/target".into()), Some("/target".into())]);
 
         let own = |url: &str| config.target_at("7", Isolation::Database, Some(&url.parse().unwrap())).unwrap();
         let elsewhere = ("postgresql://u@eu/s_7_7".to_owned(), Some("postgresql://u@eu/postgres".to_owned()), None);

@@ -250,7 +250,8 @@ mod tests {
         ) {
             let sslmode = mode.map(|index| SslMode::ALL[index]);
             let url = PgUrl { host, port, user, dbname, options, sslkey, sslmode, ..PgUrl::default() };
-            let whole = url.with_password(secret);
+            let password_file = Some(secret.clone().into());
+            let whole = PgUrl { password: Some(Secret::new(secret)), password_file, ..url.clone() };
             let shown = format!("{whole} {whole:?} {}", whole.redacted());
             prop_assert!(!shown.contains("S3CR3T"));
             prop_assert_eq!(whole.redacted().parse::<PgUrl>(), Ok(url));

@@ -63,12 +63,12 @@ async fn check_asks_for_what_prepare_does_and_is_content_afterwards() -> Result<
     run(&desk.config, &["check"]).await?.assert(0, &["public.late"])
 }
 
-async fn made(desk: &Desk) -> Result<i64> {
+pub async fn made(desk: &Desk) -> Result<i64> {
     Ok(desk.source.query_one(MADE, &[]).await?.get(0))
 }
 
 /// Runs a script as a person would.
-fn psql(desk: &Desk, script: &str) -> Result<()> {
+pub fn psql(desk: &Desk, script: &str) -> Result<()> {
     let path = desk.scene.path().join("prepare.sql");
     std::fs::write(&path, script)?;
     let mut psql: Command = desk.scene.source.command("psql")?;

@@ -181,3 +181,42 @@ async fn a_password_that_is_changed_for_a_time_stops_nothing_for_good() -> Resul
     desk.assert_equal(&daemon, "1", "schema").await?;
     daemon.assert_no_errors(&[])
 }
+
+/// N04: a password that is rotated, in the database and in its file, needs no restart: source, stream and targets
+/// log in with the new one, whichever is changed first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_is_rotated_in_its_file_needs_no_restart() -> Result<()> {
+    let desk = desk("").await?;
+    let file = desk.scene.path().join("secret");
+    let rotate = async |password: &str| desk.sql(&format!("ALTER ROLE carver PASSWORD '{password}'")).await;
+    let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'carveout%'";
+    desk.sql("CREATE ROLE carver LOGIN SUPERUSER").await?;
+    rotate("c4nary one").await?;
+    std::fs::write(&file, "c4nary one\n")?;
+    let text = std::fs::read_to_string(&desk.config)?;
+    std::fs::write(&desk.config, text.replace("postgres@", "carver@"))?;
+    let daemon = desk.work().await?;
+    desk.carve(&daemon, "1", "schema").await?;
+    desk.carve(&daemon, "2", "database").await?;
+    // The database first: refused for a time, which is shown, then let in.
+    rotate("c4nary two").await?;
+    desk.sql(cut).await?;
+    let fault = desk.unready(&daemon).await?;
+    ensure!(fault.to_string().contains("password_file"), "{fault}");
+    desk.sql("INSERT INTO events SELECT n % 3, 'meanwhile' FROM generate_series(1, 30) n").await?;
+    std::fs::remove_file(&file)?;
+    std::fs::write(&file, "c4nary two\n")?;
+    // Then both at once, in a daemon that has rotated before.
+    for (round, password) in ["c4nary two", "c4nary three"].into_iter().enumerate() {
+        std::fs::write(&file, password)?;
+        rotate(password).await?;
+        desk.sql(cut).await?;
+        desk.sql(&format!("UPDATE events SET what = what || ' round {round}'")).await?;
+        for (tenant, to) in [("1", "schema"), ("2", "database")] {
+            desk.assert_equal(&daemon, tenant, to).await?;
+        }
+    }
+    run(&desk.config, &["check"]).await?.assert(0, &["errors: 0"])?;
+    ensure!(!daemon.log()?.contains("c4nary"), "a password is in the log");
+    daemon.assert_no_errors(&[])
+}
