@@ -174,9 +174,12 @@ pub fn propose(tables: &[Table], wanted: Option<&str>) -> Result<Proposal, NoKey
             None if ways.is_empty() => (entry.why, entry.others) = unreached.explain(table),
             None => with_ways(&mut entry, ways, unreached.blocked_ways(table)),
         }
-        if matches!(entry.chosen, Chosen::Line(_)) && ambiguous(&table.name, &entry.spelled, tables) {
-            entry.open(vec!["another table has the same name as the configuration spells it: rename one".to_owned()]);
+        if let Some(why) = nameless(&table.name, &entry.spelled, tables) {
+            if matches!(entry.chosen, Chosen::Line(_)) {
+                entry.open(Vec::new());
+            }
             entry.others.clear();
+            entry.why.push(why.to_owned());
         }
         entry
     });
@@ -256,6 +259,14 @@ fn remark(way: &Way) -> String {
 fn spelled(table: &TableName, tables: &[Table]) -> String {
     let bare = table.schema == "public" && !table.name.contains('.');
     if bare && !ambiguous(table, &table.name, tables) { table.name.clone() } else { table.to_string() }
+}
+
+/// Why no line of a configuration can name the table.
+fn nameless(table: &TableName, spelled: &str, tables: &[Table]) -> Option<&'static str> {
+    if spelled.contains("${") {
+        return Some("a configuration cannot name a table with ${ in its name: rename it");
+    }
+    ambiguous(table, spelled, tables).then_some("a configuration cannot tell it from another table: rename one")
 }
 
 /// Whether another table answers to the same text.

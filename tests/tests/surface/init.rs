@@ -35,7 +35,7 @@ CREATE TYPE mood AS ENUM ('good');
 CREATE TABLE moody (storefront_id integer NOT NULL, mood mood);
 CREATE SCHEMA "s.1";
 CREATE TABLE "s.1"."A ""b"": # {c} 
-$${HOME}" (id integer PRIMARY KEY, "${HOME}: 'v'" integer NOT NULL REFERENCES orders);
+$$ {HOME}" (id integer PRIMARY KEY, "${HOME}: 'v'" integer NOT NULL REFERENCES orders);
 CREATE TABLE "null" (storefront_id integer NOT NULL);
 "##;
 

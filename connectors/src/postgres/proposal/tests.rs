@@ -208,6 +208,17 @@ fn names_are_spelled_so_that_the_configuration_finds_the_table() {
 }
 
 #[test]
+fn a_table_that_no_line_can_name_is_left_open_without_one() {
+    let proposal = with(vec![
+        table("${HOME}", "id int!,order_id int!", &["order_id>orders"]),
+        table("usual ${HOME}", "id int!,shop_id int!", &[]),
+    ]);
+    let open = entry(&proposal, "${HOME}");
+    assert!(open.chosen == Chosen::Open && open.others.is_empty() && open.why[0].contains("rename it"));
+    assert_eq!(chosen(&proposal, "usual ${HOME}"), "usual");
+}
+
+#[test]
 fn a_key_that_may_be_null_is_named_with_its_other_line() {
     let proposal = with(vec![table("drafts", "id int!,shop_id int", &[])]);
     let drafts = entry(&proposal, "drafts");

@@ -281,12 +281,12 @@ mod tests {
             let text = format!(
                 "source: {{url: postgresql://a@h/d}}\ntenancy:\n  key: {}\n  tables:\n    {}: {{via: [{}, b]}}\n",
                 value(name),
-                key(name),
+                key(&name.replace("${", "$ {")),
                 value(name)
             );
             let tenancy = Config::parse(&text, &|_: &str| None).unwrap().tenancy;
             assert_eq!(tenancy.key, name);
-            assert_eq!(tenancy.tables[name].via.as_ref().unwrap()[0], name);
+            assert_eq!(tenancy.tables[&name.replace("${", "$ {")].via.as_ref().unwrap()[0], name);
         }
     }
 
