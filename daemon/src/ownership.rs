@@ -60,9 +60,9 @@ struct Referred {
     /// What the table's own rows are found by, where that is a foreign key too.
     parent: Option<Reference>,
     owners: Keys<Lane>,
-    /// Keys that changed since some lane's keys began to be read; with the foreign key, as long as that alone
-    /// says whose the row is.
-    touched: Option<Keys<Option<Box<[u8]>>>>,
+    /// For each lane whose keys are being read: the keys that changed since that began; with the foreign key, as
+    /// long as that alone says whose the row is.
+    touched: BTreeMap<MoveId, Keys<Option<Box<[u8]>>>>,
 }
 
 /// Whether a lane's keys are in the index.
@@ -87,7 +87,7 @@ impl Ownership {
         let found = self.referred.iter().position(|known| &known.table == table && known.columns == columns);
         Reference(found.unwrap_or_else(|| {
             let (table, columns) = (table.clone(), columns.to_vec());
-            self.referred.push(Referred { table, columns, parent, owners: Keys::default(), touched: None });
+            self.referred.push(Referred { table, columns, parent, owners: Keys::default(), touched: BTreeMap::new() });
             self.referred.len() - 1
         }))
     }
@@ -100,6 +100,7 @@ impl Ownership {
 
     /// A lane with `via` tables opens: nothing is known of its keys.
     pub fn open(&mut self, lane: MoveId) {
+        self.close(lane);
         self.lanes.insert(lane, Known::No);
     }
 
@@ -107,8 +108,10 @@ impl Ownership {
     pub fn close(&mut self, lane: MoveId) {
         if self.lanes.remove(&lane).is_some() {
             let name = pack(lane);
-            self.referred.iter_mut().for_each(|known| known.owners.retain(|owner| *owner != name));
-            self.end_of_reading();
+            for known in &mut self.referred {
+                known.owners.retain(|owner| *owner != name);
+                known.touched.remove(&lane);
+            }
         }
     }
 
@@ -116,7 +119,7 @@ impl Ownership {
     pub fn lose(&mut self) {
         self.lanes.values_mut().for_each(|known| *known = Known::No);
         for known in &mut self.referred {
-            (known.owners, known.touched) = (Keys::default(), None);
+            (known.owners, known.touched) = (Keys::default(), BTreeMap::new());
         }
     }
 
@@ -141,11 +144,12 @@ impl Ownership {
     pub fn settle(&mut self, reference: Reference, key: &[u8], now: Option<&Owner>, foreign_key: Option<&[u8]>) {
         let known = &mut self.referred[reference.0];
         match now {
-            Some(Owner::Lane(lane)) => known.owners.insert(key, pack(*lane)),
+            // A lane that was closed in this transaction has no rows any more.
+            Some(Owner::Lane(lane)) if self.lanes.contains_key(lane) => known.owners.insert(key, pack(*lane)),
             _ => known.owners.remove(key),
         }
-        if let Some(touched) = &mut known.touched {
-            let unknown = matches!(now, Some(Owner::If(..)));
+        let unknown = matches!(now, Some(Owner::If(..)));
+        for touched in known.touched.values_mut() {
             touched.insert(key, foreign_key.filter(|_| unknown).map(Box::from));
         }
     }
@@ -153,10 +157,9 @@ impl Ownership {
     /// The lane's keys will be read from its target, which holds everything up to here: from now on what changes
     /// is remembered. Returns what to read; `None` when the lane has nothing to read.
     pub fn begin_reading(&mut self, lane: MoveId) -> Option<Vec<(Reference, TableName, Vec<String>)>> {
-        let known = self.lanes.get_mut(&lane)?;
-        *known = Known::Reading;
+        *self.lanes.get_mut(&lane)? = Known::Reading;
         for known in &mut self.referred {
-            known.touched.get_or_insert_default();
+            known.touched.insert(lane, Keys::default());
         }
         let all = self.referred.iter().enumerate();
         Some(all.map(|(place, known)| (Reference(place), known.table.clone(), known.columns.clone())).collect())
@@ -166,7 +169,7 @@ impl Ownership {
     pub fn add(&mut self, lane: MoveId, reference: Reference, key: &[u8]) -> bool {
         let reading = self.lanes.get(&lane) == Some(&Known::Reading);
         if let Some(known) = self.referred.get_mut(reference.0).filter(|_| reading)
-            && known.touched.as_ref().is_none_or(|touched| touched.get(key).is_none())
+            && known.touched.get(&lane).is_none_or(|touched| touched.get(key).is_none())
         {
             known.owners.insert(key, pack(lane));
         }
@@ -179,7 +182,6 @@ impl Ownership {
         match self.lanes.get_mut(&lane) {
             Some(known) if *known == Known::Reading && complete => *known = Known::Yes,
             Some(known) if *known == Known::Reading => {
-                self.close(lane);
                 self.open(lane);
                 return false;
             }
@@ -190,32 +192,22 @@ impl Ownership {
         let mut order: Vec<usize> = (0..self.referred.len()).collect();
         order.sort_by_key(|place| self.depth(Reference(*place)));
         for place in order {
+            let Some(touched) = self.referred[place].touched.remove(&lane) else { continue };
             let Some(parent) = self.referred[place].parent else { continue };
-            let Some(touched) = self.referred[place].touched.take() else { continue };
             let above = &self.referred[parent.0].owners;
             let is_ours = |foreign_key: &[u8]| above.get(foreign_key) == Some(&name);
             let ours = touched.iter().filter(|(_, foreign_key)| foreign_key.as_deref().is_some_and(is_ours));
             let ours: Vec<Box<[u8]>> = ours.map(|(key, _)| key.into()).collect();
-            let known = &mut self.referred[place];
-            let touched = known.touched.insert(touched);
             for key in ours {
-                known.owners.insert(&key, name);
-                touched.insert(&key, None);
+                self.referred[place].owners.insert(&key, name);
             }
         }
-        self.end_of_reading();
         true
     }
 
     /// How many foreign keys lead from the table to one that names its tenants.
     pub fn depth(&self, reference: Reference) -> usize {
         self.referred[reference.0].parent.map_or(0, |parent| 1 + self.depth(parent))
-    }
-
-    fn end_of_reading(&mut self) {
-        if !self.lanes.values().any(|known| *known == Known::Reading) {
-            self.referred.iter_mut().for_each(|known| known.touched = None);
-        }
     }
 
     /// Keys in the index.
@@ -225,7 +217,7 @@ impl Ownership {
 
     /// Memory that the index takes.
     pub fn bytes(&self) -> u64 {
-        let touched = |known: &Referred| known.touched.as_ref().map_or(0, Keys::bytes);
+        let touched = |known: &Referred| known.touched.values().map(Keys::bytes).sum::<u64>();
         self.referred.iter().map(|known| known.owners.bytes() + touched(known)).sum()
     }
 }

@@ -293,13 +293,21 @@ impl Router {
         self.stop_faulty(&routed);
         self.settling.step();
         match routed.path {
+            // Whoever has the table was told to stop.
+            _ if !routed.carried => Ok(()),
             Places::Nowhere => Ok(()),
             Places::Key(place) => {
-                let (from, to) = routed.by_key(place, old, new)?;
+                let Ok((from, to)) = routed.by_key(place, old, new) else {
+                    self.stop_untold(&routed);
+                    return Ok(());
+                };
                 // An UPDATE without an old image changed nothing that says whose the row is.
                 let from = from.or_else(|| to.clone().filter(|_| raw.first() == Some(&b'U')));
                 self.deliver(&routed, raw, (from.as_ref(), old), (to.as_ref(), new));
-                self.note_referred(&routed, (from, old), (to, new))
+                if self.note_referred(&routed, (from, old), (to, new)).is_err() {
+                    self.stop_untold(&routed);
+                }
+                Ok(())
             }
             // Whose it is stands when the transaction ends.
             Places::Via { .. } => self.keep_for_commit(&routed, raw),
@@ -318,10 +326,14 @@ impl Router {
         if *before == Owner::Null || *after == Owner::Null {
             self.stop_members(routed);
         }
+        // A table that came after a move was planned is not part of it.
+        let has = |id: &MoveId| routed.members.contains(id);
         if let (true, Owner::Lane(id)) = (before == after, before) {
-            return self.append(*id, routed, &[], raw);
+            return if has(id) {
+                self.append(*id, routed, &[], raw)
+            };
         }
-        let mut lanes: Vec<MoveId> = [before, after].into_iter().filter_map(Owner::lane).collect();
+        let mut lanes: Vec<MoveId> = [before, after].into_iter().filter_map(Owner::lane).filter(has).collect();
         if before.is_open() || after.is_open() {
             lanes.extend(routed.members.iter().filter(|id| self.ownership.is_undecided(**id)));
         }
@@ -333,7 +345,7 @@ impl Router {
                 (Claim::No, Claim::No) => {}
                 (Claim::Yes, Claim::Yes) => self.append(id, routed, &[], raw),
                 (Claim::Yes, Claim::No) | (Claim::No, Claim::Yes) if !routed.referred.is_empty() => {
-                    self.stop(id, Some(&routed.name), changed_hands(routed));
+                    self.stop(id, Some(&routed.name), changed_hands(&routed.name));
                 }
                 (Claim::Yes, Claim::No) => self.leave(id, routed, old),
                 (Claim::No, Claim::Yes) => self.enter(id, routed, old, new),
@@ -444,6 +456,15 @@ impl Router {
         }
     }
 
+    /// A change does not say whose the row is: whoever has the table stops, and nobody else.
+    fn stop_untold(&mut self, routed: &Routed) {
+        let cause = "a change does not carry its tenant: its replica identity was changed";
+        let next = "`carveout prepare`, then `carveout cancel` and `carveout move`";
+        for id in &routed.members {
+            self.stop(*id, None, Fault::new("schema_changed", routed.name.to_string(), cause, next));
+        }
+    }
+
     /// Appends a change to a lane's spool.
     fn append(&mut self, id: MoveId, routed: &Routed, claims: &[u8], message: &[u8]) {
         let (Some(lane), Some(transaction)) = (self.lanes.get_mut(&id), self.transaction) else { return };
@@ -506,10 +527,10 @@ impl TableRoute {
 }
 
 /// What hangs on the row would have to change hands with it, and is not in the stream.
-fn changed_hands(routed: &Routed) -> Fault {
+fn changed_hands(table: &TableName) -> Fault {
     Fault::new(
         "tenant_changed",
-        routed.name.to_string(),
+        table.to_string(),
         "a row that other rows belong to went to another tenant; this version cannot take those along",
         "`carveout cancel` the moves of both tenants, then `carveout move` them again",
     )
@@ -544,7 +565,5 @@ fn unknown_relation(relation: u32) -> Error {
     Error::protocol("route a change", why)
 }
 
-fn unknown_tenant(relation: u32) -> Error {
-    let why = format!("a change of relation {relation} does not carry its tenant; its replica identity was changed");
-    Error::state("route a change", why)
-}
+/// A change does not say whose the row is.
+struct NoTenant;

@@ -133,6 +133,9 @@ pub struct PublishedTable {
     pub file: u32,
     /// The columns.
     pub columns: Vec<PublishedColumn>,
+    /// Foreign keys by name, with all that says what they hold. Of a move: those that its rows' tenants are
+    /// found by.
+    pub foreign_keys: Vec<(String, String)>,
 }
 
 /// When the tables were first seen as they are published: whoever was open then has ended once a snapshot's
@@ -191,6 +194,12 @@ impl Published {
             let replaced = was.columns.iter().find(|old| now(old).is_some_and(|now| now.number != old.number));
             if let Some(column) = replaced {
                 return Some((format!("{object}.{}", column.name), "the column was dropped and added again"));
+            }
+            if was.foreign_keys.iter().any(|key| !is.foreign_keys.contains(key)) {
+                return Some((
+                    object,
+                    "the foreign key by which its rows' tenants are found was dropped, changed or disabled",
+                ));
             }
             // VACUUM FULL rewrites too, but leaves the columns alone.
             if is.file != was.file && is.columns != was.columns {
@@ -256,7 +265,8 @@ mod tests {
     #[test]
     fn whatever_may_have_kept_changes_from_the_stream_is_a_change() {
         let column = |name: &str, number, version| PublishedColumn { name: name.into(), number, version };
-        let table = PublishedTable { oid: 5, member: 6, file: 7, columns: vec![column("a", 1, 9)] };
+        let keys = vec![("k".to_owned(), "FOREIGN KEY (a)".to_owned())];
+        let table = PublishedTable { oid: 5, member: 6, file: 7, columns: vec![column("a", 1, 9)], foreign_keys: keys };
         let published = |version, name: &str, table: PublishedTable| Published {
             version,
             tables: vec![(TableName::new("public", name), table)],
@@ -276,6 +286,7 @@ mod tests {
             (published(1, "other", table.clone()), "renamed"),
             (published(1, "t", PublishedTable { oid: 8, ..table.clone() }), "another table"),
             (published(1, "t", PublishedTable { member: 8, ..table.clone() }), "added again"),
+            (published(1, "t", PublishedTable { foreign_keys: Vec::new(), ..table.clone() }), "foreign key"),
             (published(1, "t", PublishedTable { columns: vec![column("a", 2, 9)], ..table.clone() }), "dropped"),
             (published(1, "t", PublishedTable { file: 8, columns: added, ..table.clone() }), "rewritten"),
             (published(1, "t", PublishedTable { file: 8, columns: vec![column("a", 1, 10)], ..table }), "rewritten"),

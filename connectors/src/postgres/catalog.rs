@@ -302,7 +302,7 @@ async fn keys(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<UniqueKe
 
 const FOREIGN_KEYS: &str = "\
 SELECT k.conrelid, k.conname::text, n.nspname::text, p.relname::text, k.convalidated,
-       k.condeferrable AND k.confdeltype = 'a',
+       k.condeferrable AND 'a' IN (k.confdeltype, k.confupdtype),
        array_agg(c.attname::text ORDER BY u.place), array_agg(r.attname::text ORDER BY u.place)
   FROM pg_constraint k
   JOIN pg_class p ON p.oid = k.confrelid
@@ -311,7 +311,7 @@ SELECT k.conrelid, k.conname::text, n.nspname::text, p.relname::text, k.convalid
   JOIN pg_attribute c ON c.attrelid = k.conrelid AND c.attnum = u.column_number
   JOIN pg_attribute r ON r.attrelid = k.confrelid AND r.attnum = u.referenced_number
  WHERE k.contype = 'f' AND k.conrelid = ANY ($1)
- GROUP BY k.oid, k.conrelid, k.conname, n.nspname, p.relname, k.convalidated, k.condeferrable, k.confdeltype
+ GROUP BY k.oid, k.conrelid, k.conname, n.nspname, p.relname, k.convalidated, k.condeferrable, k.confdeltype, k.confupdtype
  ORDER BY k.conname";
 
 async fn foreign_keys(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<ForeignKey>>> {

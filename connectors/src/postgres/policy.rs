@@ -75,6 +75,11 @@ impl Owned {
         }
     }
 
+    /// Whether its rows' tenant is found by this foreign key.
+    pub fn is_by(&self, foreign_key: &str) -> bool {
+        matches!(&self.path, Path::Via(via) if via.key.name == foreign_key)
+    }
+
     /// The table at the end of the path, which names the tenant.
     pub fn root(&self) -> &TableName {
         match &self.path {

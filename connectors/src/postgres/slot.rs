@@ -100,7 +100,13 @@ pub async fn published(client: &Client, name: &str, tables: &[TableName]) -> Res
         .query(
             "SELECT p.xmin::text::bigint, w.schema, w.name, c.oid, r.oid,
                     coalesce(pg_relation_filenode(c.oid), 0), array_agg(a.attname::text ORDER BY a.attnum),
-                    array_agg(a.attnum ORDER BY a.attnum), array_agg(a.xmin::text::bigint ORDER BY a.attnum)
+                    array_agg(a.attnum ORDER BY a.attnum), array_agg(a.xmin::text::bigint ORDER BY a.attnum),
+                    (SELECT coalesce(array_agg(k.conname::text ORDER BY k.conname), '{}') FROM pg_constraint k
+                      WHERE k.conrelid = c.oid AND k.contype = 'f'),
+                    (SELECT coalesce(array_agg(pg_get_constraintdef(k.oid) || ' ' ||
+                                (SELECT coalesce(string_agg(g.tgenabled::text, '' ORDER BY g.oid), '') FROM pg_trigger g
+                                  WHERE g.tgconstraint = k.oid) ORDER BY k.conname), '{}') FROM pg_constraint k
+                      WHERE k.conrelid = c.oid AND k.contype = 'f')
                FROM pg_publication p
                LEFT JOIN (unnest($2::text[], $3::text[]) w(schema, name)
                     JOIN pg_namespace n ON n.nspname = w.schema
@@ -124,8 +130,14 @@ pub async fn published(client: &Client, name: &str, tables: &[TableName]) -> Res
             number,
             version: u32::try_from(version).unwrap_or_default(),
         });
-        let table =
-            PublishedTable { oid: row.get(3), member: row.get(4), file: row.get(5), columns: columns.collect() };
+        let (keys, definitions): (Vec<String>, Vec<String>) = (row.get(9), row.get(10));
+        let table = PublishedTable {
+            oid: row.get(3),
+            member: row.get(4),
+            file: row.get(5),
+            columns: columns.collect(),
+            foreign_keys: keys.into_iter().zip(definitions).collect(),
+        };
         published.tables.push((TableName::new(schema, row.get::<_, String>(2)), table));
     }
     Ok(published)

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
-use connectors::postgres::Result;
 use connectors::postgres::pgoutput::{Old, Relation, Tuple, Value};
 use schemas::config::NullTenant;
 use schemas::record::Fault;
@@ -11,7 +10,7 @@ use schemas::tenant::KeyType;
 use schemas::{MoveId, TableName, TablePath};
 
 use super::row::tuple_of;
-use super::{LaneEnd, TableRoute, unknown_tenant};
+use super::{LaneEnd, NoTenant, TableRoute};
 use crate::ownership::{Owner, Ownership, Reference};
 
 /// A relation of the stream.
@@ -29,6 +28,8 @@ pub(super) struct Routed {
     pub referred: Vec<(Reference, Vec<usize>)>,
     /// Places of the columns that name a row; empty where nothing does.
     pub row_key: Vec<usize>,
+    /// Whether old images carry all that routing takes.
+    pub carried: bool,
     pub relation: Relation,
     /// Key bytes, as the wire carries them, to lane.
     lanes: HashMap<Vec<u8>, MoveId>,
@@ -41,7 +42,7 @@ pub(super) enum Places {
     /// In its tenant key.
     Key(usize),
     /// In the row that these columns refer to.
-    Via { columns: Vec<usize>, parent: Reference, may_outlive: bool },
+    Via { columns: Vec<usize>, parent: Reference },
 }
 
 impl Routed {
@@ -57,11 +58,7 @@ impl Routed {
         let places = |names: &[String]| names.iter().map(place).collect::<Option<Vec<usize>>>();
         let path = match table {
             Some((TableRoute { path: TablePath::Key(column), .. }, _)) => place(column).map(Places::Key),
-            Some((route, Some(parent))) => places(route.path.columns()).map(|columns| Places::Via {
-                columns,
-                parent,
-                may_outlive: route.may_outlive,
-            }),
+            Some((route, Some(parent))) => places(route.path.columns()).map(|columns| Places::Via { columns, parent }),
             _ => None,
         };
         let referred: Vec<_> =
@@ -73,21 +70,26 @@ impl Routed {
             null_tenant: table.map_or(NullTenant::Stop, |(table, _)| table.null_tenant),
             members: Vec::new(),
             faulty: Vec::new(),
-            row_key: table.and_then(|(table, _)| places(&table.row_key)).unwrap_or_default(),
+            row_key: match relation.identity {
+                b'f' => table.and_then(|(table, _)| places(&table.row_key)).unwrap_or_default(),
+                // What the old image carries.
+                _ => (0..relation.columns.len()).filter(|place| relation.columns[*place].key).collect(),
+            },
             lanes: HashMap::new(),
+            carried: false,
             // The old image must carry them, or what a DELETE takes away could not be told.
             referred: Vec::new(),
             name,
             relation,
         };
-        let mut carried = routed.carries_tenant();
+        routed.carried = routed.carries_tenant();
         for (reference, places) in referred {
             match places.filter(|places| routed.carries(places)) {
                 Some(places) => routed.referred.push((reference, places)),
-                None => carried = false,
+                None => routed.carried = false,
             }
         }
-        routed.find_lanes(lanes, carried);
+        routed.find_lanes(lanes);
         routed
     }
 
@@ -104,7 +106,7 @@ impl Routed {
         }
     }
 
-    fn find_lanes(&mut self, lanes: &BTreeMap<MoveId, LaneEnd>, carried: bool) {
+    fn find_lanes(&mut self, lanes: &BTreeMap<MoveId, LaneEnd>) {
         let kind = match self.path {
             Places::Key(place) => KeyType::from_oid(self.relation.columns[place].type_oid),
             _ => None,
@@ -120,8 +122,8 @@ impl Routed {
                 }
             }
             match (&self.path, kind.map(|kind| kind.encode(&lane.tenant))) {
-                (Places::Key(_), Some(Ok(bytes))) if carried => drop(self.lanes.insert(bytes, lane.id)),
-                (Places::Via { .. }, _) if carried => {}
+                (Places::Key(_), Some(Ok(bytes))) if self.carried => drop(self.lanes.insert(bytes, lane.id)),
+                (Places::Via { .. }, _) if self.carried => {}
                 _ => unroutable.push(lane.id),
             }
         }
@@ -149,23 +151,23 @@ impl Routed {
         place: usize,
         old: Option<Old<'_>>,
         new: Option<Tuple<'_>>,
-    ) -> Result<(Option<Owner>, Option<Owner>)> {
+    ) -> Result<(Option<Owner>, Option<Owner>), NoTenant> {
         let from = old.map(|old| self.lane_of(place, tuple_of(old))).transpose()?;
         let to = new.map(|new| self.lane_of(place, new)).transpose()?;
         // A key that is stored out of line and did not change is only in the old image.
         match (from, to) {
-            (None, Some(Owner::Unchanged)) => Err(unknown_tenant(self.relation.id)),
+            (None, Some(Owner::Unchanged)) => Err(NoTenant),
             (from, Some(Owner::Unchanged)) => Ok((from.clone(), from)),
             both => Ok(both),
         }
     }
 
-    fn lane_of(&self, place: usize, row: Tuple<'_>) -> Result<Owner> {
+    fn lane_of(&self, place: usize, row: Tuple<'_>) -> Result<Owner, NoTenant> {
         let key = match row.get(place) {
             Some(Value::Binary(bytes) | Value::Text(bytes)) => bytes,
             Some(Value::Null) => return Ok(self.without_tenant()),
             Some(Value::Unchanged) => return Ok(Owner::Unchanged),
-            None => return Err(unknown_tenant(self.relation.id)),
+            None => return Err(NoTenant),
         };
         Ok(self.lanes.get(key).map_or(Owner::Nobody, |id| Owner::Lane(*id)))
     }

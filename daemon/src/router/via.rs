@@ -13,9 +13,11 @@ use connectors::postgres::apply::key_bytes;
 use connectors::postgres::pgoutput::{self, Message, Old, Tuple, Value};
 use connectors::postgres::{Error, Result};
 
+use schemas::{MoveId, TableName};
+
 use super::relation::{Places, Routed};
 use super::row::tuple_of;
-use super::{Router, changed_hands, unknown_tenant};
+use super::{NoTenant, Router, changed_hands};
 use crate::ownership::{Keys, Owner, Reference};
 use crate::spool;
 
@@ -41,8 +43,6 @@ type Part = (Arc<Routed>, Queue);
 
 /// What a transaction did to a row that others refer to.
 struct Event {
-    /// Whether it was there when the transaction began.
-    existed: bool,
     /// Whose it was one after the other, from its first tenant on.
     first: Life,
     later: Vec<Life>,
@@ -64,11 +64,6 @@ impl Event {
 
     fn last(&mut self) -> &mut Life {
         self.later.last_mut().unwrap_or(&mut self.first)
-    }
-
-    /// Whose it was when the transaction began.
-    fn before(&self) -> Option<Owner> {
-        self.existed.then(|| self.first.owner.clone())
     }
 
     /// Whose it is when the transaction ends.
@@ -119,7 +114,7 @@ impl Settling {
             Some(event) => (event.last().end, event.foreign_key) = (end, None),
             None => {
                 let first = Life { owner, end };
-                events.insert(key, Event { existed: true, first, later: Vec::new(), foreign_key: None });
+                events.insert(key, Event { first, later: Vec::new(), foreign_key: None });
             }
         }
     }
@@ -134,7 +129,7 @@ impl Settling {
             }
             // The index does not hold it, and nothing else has to know.
             None if nobody => {}
-            None => events.insert(key, Event { existed: false, first: life, later: Vec::new(), foreign_key }),
+            None => events.insert(key, Event { first: life, later: Vec::new(), foreign_key }),
         }
     }
 }
@@ -190,8 +185,8 @@ impl Router {
         let events = std::mem::take(&mut self.settling.events);
         for (reference, events) in &events {
             for (key, event) in events.iter() {
-                if let (Some(before), Some(now)) = (event.before(), event.now()) {
-                    self.outlived(*reference, before, now);
+                if event.later.iter().any(|life| life.owner != event.first.owner) {
+                    self.outlived(*reference, event);
                 }
                 self.ownership.settle(*reference, key, event.now().as_ref(), event.foreign_key.as_deref());
             }
@@ -201,18 +196,25 @@ impl Router {
     }
 
     /// A row was deleted and made again for another tenant: rows that may have stayed meanwhile changed hands
-    /// without a word.
-    fn outlived(&mut self, reference: Reference, before: Owner, now: Owner) {
-        if before == now {
-            return;
+    /// without a word. Where only its target could tell a lane whether it is concerned, it is.
+    fn outlived(&mut self, reference: Reference, event: &Event) {
+        let below: Vec<TableName> = self.outliving(reference);
+        let mut lanes: Vec<MoveId> = event.lives().filter_map(|life| life.owner.lane()).collect();
+        if event.lives().any(|life| life.owner.is_open()) {
+            lanes.extend(self.lanes.keys().filter(|id| self.ownership.is_undecided(**id)));
         }
-        let refers = |routed: &&Arc<Routed>| matches!(&routed.path, Places::Via { parent, may_outlive: true, .. } if *parent == reference);
-        let below: Vec<Arc<Routed>> = self.relations.values().filter(refers).cloned().collect();
-        for routed in below {
-            for id in [&before, &now].into_iter().filter_map(Owner::lane) {
-                self.stop(id, Some(&routed.name), changed_hands(&routed));
+        for table in below {
+            for id in &lanes {
+                self.stop(*id, Some(&table), changed_hands(&table));
             }
         }
+    }
+
+    /// The tables whose rows may stay while the row that they refer to is deleted and made again.
+    fn outliving(&mut self, reference: Reference) -> Vec<TableName> {
+        let tables = self.tables.iter().filter(|(_, route)| route.may_outlive);
+        let names: Vec<TableName> = tables.map(|(name, _)| name.clone()).collect();
+        names.into_iter().filter(|name| self.parent(name) == Some(reference)).collect()
     }
 
     /// Routes a kept change.
@@ -225,24 +227,36 @@ impl Router {
         };
         let before = old.map(tuple_of);
         let is_update = raw.first() == Some(&b'U');
-        let from = match before {
-            Some(row) => Some(self.whose(routed, row, None, false)?),
-            // Without an old image the foreign key and the row's key are the same.
-            None if is_update => new.map(|row| self.whose(routed, row, None, false)).transpose()?,
-            None => None,
+        // Without an old image the foreign key and the row's key are the same.
+        let was = before.or(new.filter(|_| is_update));
+        let from = was.map(|row| self.whose(routed, row, None, false)).transpose();
+        let to = new.map(|row| self.whose(routed, row, before, true)).transpose();
+        let noted = match (from, to) {
+            (Ok(from), Ok(to)) => {
+                self.deliver(routed, raw, (from.as_ref(), old), (to.as_ref(), new));
+                self.note_referred(routed, (from, old), (to, new))
+            }
+            _ => Err(NoTenant),
         };
-        let to = new.map(|row| self.whose(routed, row, before, true)).transpose()?;
-        self.deliver(routed, raw, (from.as_ref(), old), (to.as_ref(), new));
-        self.note_referred(routed, (from, old), (to, new))
+        if noted.is_err() {
+            self.stop_untold(routed);
+        }
+        Ok(())
     }
 
     /// Whose a row is that refers to another; `new`: as the transaction leaves it, otherwise as it found it.
-    fn whose(&mut self, routed: &Routed, row: Tuple<'_>, other: Option<Tuple<'_>>, new: bool) -> Result<Owner> {
+    fn whose(
+        &mut self,
+        routed: &Routed,
+        row: Tuple<'_>,
+        other: Option<Tuple<'_>>,
+        new: bool,
+    ) -> std::result::Result<Owner, NoTenant> {
         let Places::Via { columns, parent, .. } = &routed.path else { return Ok(Owner::Nobody) };
         let key = match key(row, other, columns) {
             Key::Bytes(key) => key,
             Key::Null => return Ok(routed.without_tenant()),
-            Key::Unsent => return Err(unknown_tenant(routed.relation.id)),
+            Key::Unsent => return Err(NoTenant),
         };
         let Some(event) = self.settling.events.get(parent).and_then(|events| events.get(&key)) else {
             return Ok(self.ownership.owner(*parent, &key));
@@ -267,7 +281,7 @@ impl Router {
         routed: &Routed,
         (from, old): (Option<Owner>, Option<Old<'_>>),
         (to, new): (Option<Owner>, Option<Tuple<'_>>),
-    ) -> Result<()> {
+    ) -> std::result::Result<(), NoTenant> {
         if self.transaction.is_none_or(|transaction| transaction.again) {
             return Ok(());
         }
@@ -298,7 +312,7 @@ impl Router {
                     let foreign_key = foreign_key(routed, owner, new, before);
                     self.settling.added(*reference, &key, plain(owner), foreign_key);
                 }
-                (Some(Key::Unsent), _) => return Err(unknown_tenant(routed.relation.id)),
+                (Some(Key::Unsent), _) => return Err(NoTenant),
                 _ => {}
             }
         }

@@ -194,7 +194,11 @@ impl Supervisor {
             }
         }
         let names = policy::names(&policies.owned);
-        let published = slot::published(&source, &config.source.publication, &names).await?;
+        let mut published = slot::published(&source, &config.source.publication, &names).await?;
+        for (table, published) in &mut published.tables {
+            let owned = policies.owned.iter().find(|owned| &owned.table.name == table);
+            published.foreign_keys.retain(|(name, _)| owned.is_some_and(|owned| owned.is_by(name)));
+        }
         let missing = names.iter().find(|name| !published.tables.iter().any(|(table, _)| table == *name));
         // After what is published was read: whoever was open at a change of it has a lower one.
         let next_xid = snapshot::next_xid(&source).await?;

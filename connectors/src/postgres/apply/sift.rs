@@ -105,19 +105,16 @@ fn decide<'a>(change: &Change<'a>, claims: Option<Claims>, present: &Present) ->
 fn note(table: &Mapped, op: &Op<'_>, present: &mut Present) {
     for (columns, places) in &table.referred {
         let Some(keys) = present.get_mut(&(table.source.clone(), columns.clone())) else { continue };
+        // A value that was not sent did not change.
+        let unsent = |new: &Row<'_>| places.iter().any(|place| new[*place] == Value::Unchanged);
         let (was, is) = match op {
             Op::Insert(new) => (None, values(new, places)),
             Op::Delete { key, old } => (old_values(table, key, old.as_ref(), places), None),
+            Op::Update { new, .. } if unsent(new) => continue,
             Op::Update { key, old, new } => (old_values(table, key, old.as_ref(), places), values(new, places)),
         };
-        match (was, is) {
-            // A value that was not sent did not change.
-            (Some(_), None) if matches!(op, Op::Update { .. }) => {}
-            (was, is) => {
-                was.map(|key| keys.there.remove(&key));
-                is.map(|key| keys.there.insert(key));
-            }
-        }
+        was.map(|key| keys.there.remove(&key));
+        is.map(|key| keys.there.insert(key));
     }
 }
 
