@@ -56,7 +56,10 @@ pub(super) struct Group {
     limits: Limits,
     /// xid and commit position of the transaction that is being read.
     current: Option<(u32, Lsn)>,
+    /// The end of the last transaction that was read for the group, and of the last one before it: the target
+    /// holds that.
     end: Lsn,
+    before: Lsn,
     /// What the target held when this connection began.
     checkpoint: Lsn,
     rows: usize,
@@ -76,6 +79,7 @@ impl Group {
             limits: Limits { rows: 1, transactions: 1 },
             current: None,
             end: Lsn::ZERO,
+            before: Lsn::ZERO,
             checkpoint: Lsn::ZERO,
             rows: 0,
             bytes: 0,
@@ -84,17 +88,24 @@ impl Group {
         }
     }
 
-    /// A new group begins (or the same one again).
+    /// A new group begins: the target holds the one before.
     pub fn begin(&mut self, limits: Limits) {
+        self.before = self.end;
+        self.reset(limits);
+    }
+
+    /// The group begins again, also for a sink that may not have heard of what was passed over. What was read of it
+    /// is not held by anyone: a smaller group must not end where the larger one did.
+    pub fn again(&mut self, limits: Limits) {
+        self.end = self.before;
+        self.reset(limits);
+        self.told = false;
+    }
+
+    fn reset(&mut self, limits: Limits) {
         self.limits = limits;
         (self.rows, self.bytes, self.transactions) = (0, 0, 0);
         (self.current, self.stopped) = (None, None);
-    }
-
-    /// The group begins again, also for a sink that may not have heard of what was passed over.
-    pub fn again(&mut self, limits: Limits) {
-        self.begin(limits);
-        self.told = false;
     }
 
     pub fn take_stopped(&mut self) -> Option<Stopped> {

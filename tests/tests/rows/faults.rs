@@ -1,7 +1,11 @@
 //! Target and source disagree: the lane concerned stops, with everything a person needs to know.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
+use schemas::Lsn;
 use tests::hostile::{Table, quoted};
+use tests::wait::until;
 
 use super::{Shop, insert_into};
 use crate::carve::{cli, phase};
@@ -86,6 +90,47 @@ async fn a_row_in_the_way_stops_one_lane_until_it_is_gone() -> Result<()> {
         shop.assert_equal("1", "schema").await?;
     }
     shop.daemon.assert_no_errors(&["duplicate key"])
+}
+
+/// Invariants 1 and 4: several transactions wait as one group, and one in the middle cannot be applied. The target holds
+/// those before it and no more: neither it nor those after it may be taken for applied.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_stops_in_its_middle_loses_nothing_behind_it() -> Result<()> {
+    let shop = Shop::open().await?;
+    let table = Table::called("order");
+    let insert = insert_into(&table, &["unique"]);
+    shop.sql(&format!("{insert} SELECT n % 3, n, n FROM generate_series(1, 30) n")).await?;
+    shop.carve("1", "database").await?;
+    let (target, schema) = shop.target("1", "database").await?;
+    let there = format!("{}.\"order\"", quoted(&schema));
+    for round in 1..=3 {
+        let first = 1000 * round;
+        target
+            .batch_execute(&format!("ALTER TABLE {there} ADD CONSTRAINT poison CHECK (\"unique\" <> {})", first + 4))
+            .await?;
+        // The lane's next commit waits for this, and what comes meanwhile is one group.
+        target.batch_execute("BEGIN; LOCK TABLE carveout.checkpoint IN EXCLUSIVE MODE").await?;
+        for n in 0..9 {
+            shop.sql(&format!("{insert} VALUES (1, {0}, {0})", first + n)).await?;
+        }
+        let row = shop.source.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?;
+        let end: Lsn = row.get::<_, String>(0).parse()?;
+        until("the changes in the spool", Duration::from_secs(30), async || {
+            let status = shop.daemon.status().await?;
+            let received: Lsn = status["source"]["received_lsn"].as_str().unwrap_or("0/0").parse()?;
+            ensure!(received >= end, "{received} of {end}");
+            Ok(())
+        })
+        .await?;
+        target.batch_execute("COMMIT").await?;
+        let fault = shop.faulted("1").await?["fault"].clone();
+        ensure!(fault["code"] == "constraint", "{fault}");
+        target.batch_execute(&format!("ALTER TABLE {there} DROP CONSTRAINT poison")).await?;
+        cli(&shop.config, &["move", "1"]).await?;
+        phase(&shop.daemon, "1", &["streaming", "ready"]).await?;
+        shop.assert_equal("1", "database").await.map_err(|error| error.context(format!("round {round}")))?;
+    }
+    shop.daemon.assert_no_errors(&["poison"])
 }
 
 /// Invariant 10, DESIGN 3.6: an UPDATE or a DELETE that finds no row stops the lane, with and without a key.
