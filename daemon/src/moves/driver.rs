@@ -299,8 +299,7 @@ async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
         ended = lane.run() => ended,
         () = keys::hand_over(context, moving) => LaneEnded::Stopped,
     };
-    // What was being read does not count; a lane whose keys are known keeps them.
-    let _ = context.pipeline.end_keys(record.id, false).await;
+    keys::leave_off(context, moving).await;
     moving.set_lane(None);
     match ended {
         LaneEnded::Stopped => Err(StepError::Stopped),

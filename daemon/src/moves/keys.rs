@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use connectors::postgres::{client, copy};
 use futures_util::{StreamExt, pin_mut};
+use schemas::record::MoveRecord;
 use schemas::{Lsn, TablePath};
 
 use super::{Context, Moving, StepError};
@@ -21,7 +22,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// Keeps the lane's keys in the pipeline as long as the lane runs; never returns but with the daemon's end.
 pub(super) async fn hand_over(context: &Context, moving: &Moving) {
     let record = moving.record();
-    if !record.paths.iter().any(|path| matches!(path, TablePath::Via { .. })) {
+    if !has_keys(&record) {
         return std::future::pending().await;
     }
     let mut progress = context.pipeline.progress.clone();
@@ -42,6 +43,20 @@ pub(super) async fn hand_over(context: &Context, moving: &Moving) {
         tokio::time::sleep(backoff).await;
         backoff = (backoff * 2).min(LONGEST_BACKOFF);
     }
+}
+
+/// The lane has ended: keys that were being read do not count. A lane whose keys are known keeps them.
+pub(super) async fn leave_off(context: &Context, moving: &Moving) {
+    let record = moving.record();
+    // Only a pipeline that has stopped does not answer.
+    if has_keys(&record) && context.pipeline.end_keys(record.id, false).await.is_err() {
+        tracing::debug!(id = %record.id, "the pipeline has stopped");
+    }
+}
+
+/// Whether rows of the move are found by others.
+fn has_keys(record: &MoveRecord) -> bool {
+    record.paths.iter().any(|path| matches!(path, TablePath::Via { .. }))
 }
 
 /// Reads the keys once; false when they do not all count.
