@@ -158,8 +158,17 @@ impl Table {
     }
 }
 
-/// Every table of the application in this database: not PostgreSQL's, not Carveout's, not a tenant's.
+/// Every table of the application in this database: not PostgreSQL's, not Carveout's, not a tenant's. All is
+/// read under one snapshot: a tenant's table that is made meanwhile is not taken for the application's.
 pub async fn tables(client: &Client) -> Result<Vec<Table>> {
+    let doing = "read the catalog";
+    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.doing(doing)?;
+    let found = applications(client).await;
+    client.batch_execute("COMMIT").await.doing(doing)?;
+    found
+}
+
+async fn applications(client: &Client) -> Result<Vec<Table>> {
     let (schemas, made) = control::created(client).await?;
     let all = load(
         client,

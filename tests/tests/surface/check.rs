@@ -137,3 +137,43 @@ async fn settings_and_privileges_that_stand_in_the_way_are_listed_at_once() -> R
     desk.scene.source.stop(daemon::demo::cluster::StopMode::Fast)?;
     run(&desk.config, &["check"]).await?.assert(3, &["127.0.0.1"])
 }
+
+/// In a schema that was there before, tables that Carveout makes and drops while `check` looks are never taken
+/// for the application's.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_come_for_a_tenant_meanwhile_are_no_finding() -> Result<()> {
+    const COMES: &str = "CREATE SCHEMA IF NOT EXISTS there_before; CREATE TABLE there_before.orders (id integer);
+        INSERT INTO carveout.objects (move, kind, name, oid)
+        VALUES ('m-0000000000000000', 'table', '\"there_before\".\"orders\"', 'there_before.orders'::regclass)";
+    const GOES: &str = "DELETE FROM carveout.objects; DROP TABLE there_before.orders";
+    let desk = Desk::open().await?;
+    cli(&desk.config, &["prepare", "--apply"]).await?;
+    let maker = desk.scene.source_client().await?;
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let making = async {
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            for sql in [COMES, GOES] {
+                maker.batch_execute(&format!("BEGIN; {sql}; COMMIT")).await?;
+            }
+        }
+        anyhow::Ok(())
+    };
+    let looking = async {
+        let mut found = String::new();
+        for _ in 0..60 {
+            let said = run(&desk.config, &["check", "--output", "json"]).await?;
+            found.push_str(
+                said.stdout
+                    .split_inclusive('\n')
+                    .filter(|line| line.contains("there_before"))
+                    .collect::<String>()
+                    .as_str(),
+            );
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        ensure!(found.is_empty(), "{found}");
+        anyhow::Ok(())
+    };
+    tokio::try_join!(making, looking)?;
+    Ok(())
+}
