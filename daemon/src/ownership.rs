@@ -9,7 +9,7 @@ mod keys;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use schemas::{MoveId, TableName};
@@ -65,20 +65,14 @@ struct Referred {
     touched: BTreeMap<MoveId, Keys<Option<Box<[u8]>>>>,
 }
 
-/// Whether a lane's keys are in the index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Known {
-    No,
-    Reading,
-    Yes,
-}
-
-/// The index.
+/// The index, and the lanes that have `via` tables.
 #[derive(Default)]
 pub struct Ownership {
     referred: Vec<Referred>,
-    /// The lanes that have `via` tables.
-    lanes: BTreeMap<MoveId, Known>,
+    /// Lanes whose keys are all in the index.
+    decided: BTreeSet<MoveId>,
+    /// The others, and whether their keys are being read.
+    undecided: BTreeMap<MoveId, bool>,
 }
 
 impl Ownership {
@@ -101,12 +95,12 @@ impl Ownership {
     /// A lane with `via` tables opens: nothing is known of its keys.
     pub fn open(&mut self, lane: MoveId) {
         self.close(lane);
-        self.lanes.insert(lane, Known::No);
+        self.undecided.insert(lane, false);
     }
 
     /// A lane closes.
     pub fn close(&mut self, lane: MoveId) {
-        if self.lanes.remove(&lane).is_some() {
+        if self.decided.remove(&lane) || self.undecided.remove(&lane).is_some() {
             let name = pack(lane);
             for known in &mut self.referred {
                 known.owners.retain(|owner| *owner != name);
@@ -117,7 +111,8 @@ impl Ownership {
 
     /// What was read of the stream does not count any more: every lane's keys have to be read again.
     pub fn lose(&mut self) {
-        self.lanes.values_mut().for_each(|known| *known = Known::No);
+        self.undecided.values_mut().for_each(|reading| *reading = false);
+        self.undecided.extend(std::mem::take(&mut self.decided).into_iter().map(|lane| (lane, false)));
         for known in &mut self.referred {
             (known.owners, known.touched) = (Keys::default(), BTreeMap::new());
         }
@@ -125,17 +120,15 @@ impl Ownership {
 
     /// Whether the lane decides by its target.
     pub fn is_undecided(&self, lane: MoveId) -> bool {
-        self.lanes.get(&lane).is_some_and(|known| *known != Known::Yes)
+        self.undecided.contains_key(&lane)
     }
 
     /// Whose the row with this key is.
     pub fn owner(&self, reference: Reference, key: &[u8]) -> Owner {
         match self.referred[reference.0].owners.get(key) {
             Some(lane) => Owner::Lane(unpack(*lane)),
-            None if self.lanes.values().any(|known| *known != Known::Yes) => {
-                Owner::If(reference, Bytes::copy_from_slice(key))
-            }
-            None => Owner::Nobody,
+            None if self.undecided.is_empty() => Owner::Nobody,
+            None => Owner::If(reference, Bytes::copy_from_slice(key)),
         }
     }
 
@@ -145,7 +138,9 @@ impl Ownership {
         let known = &mut self.referred[reference.0];
         match now {
             // A lane that was closed in this transaction has no rows any more.
-            Some(Owner::Lane(lane)) if self.lanes.contains_key(lane) => known.owners.insert(key, pack(*lane)),
+            Some(Owner::Lane(lane)) if self.decided.contains(lane) || self.undecided.contains_key(lane) => {
+                known.owners.insert(key, pack(*lane))
+            }
             _ => known.owners.remove(key),
         }
         let unknown = matches!(now, Some(Owner::If(..)));
@@ -157,7 +152,7 @@ impl Ownership {
     /// The lane's keys will be read from its target, which holds everything up to here: from now on what changes
     /// is remembered. Returns what to read; `None` when the lane has nothing to read.
     pub fn begin_reading(&mut self, lane: MoveId) -> Option<Vec<(Reference, TableName, Vec<String>)>> {
-        *self.lanes.get_mut(&lane)? = Known::Reading;
+        *self.undecided.get_mut(&lane)? = true;
         for known in &mut self.referred {
             known.touched.insert(lane, Keys::default());
         }
@@ -167,7 +162,7 @@ impl Ownership {
 
     /// Takes a key that the lane's target has; false when the lane's keys are not being read any more.
     pub fn add(&mut self, lane: MoveId, reference: Reference, key: &[u8]) -> bool {
-        let reading = self.lanes.get(&lane) == Some(&Known::Reading);
+        let reading = self.undecided.get(&lane) == Some(&true);
         if let Some(known) = self.referred.get_mut(reference.0).filter(|_| reading)
             && known.touched.get(&lane).is_none_or(|touched| touched.get(key).is_none())
         {
@@ -179,14 +174,15 @@ impl Ownership {
     /// Every key of the lane's target was added: the lane is decided from here on. Or not every key could be, and
     /// those that were are forgotten. Returns whether the lane is decided.
     pub fn end_reading(&mut self, lane: MoveId, complete: bool) -> bool {
-        match self.lanes.get_mut(&lane) {
-            Some(known) if *known == Known::Reading && complete => *known = Known::Yes,
-            Some(known) if *known == Known::Reading => {
-                self.open(lane);
-                return false;
-            }
-            _ => return false,
+        if self.undecided.get(&lane) != Some(&true) {
+            return false;
         }
+        if !complete {
+            self.open(lane);
+            return false;
+        }
+        self.undecided.remove(&lane);
+        self.decided.insert(lane);
         let name = pack(lane);
         // From the top down: what is above says whose the rows below are.
         let mut order: Vec<usize> = (0..self.referred.len()).collect();

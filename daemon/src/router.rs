@@ -1,6 +1,7 @@
 //! Decides which lanes a change belongs to, by the tenant key in the row itself or by the row that it refers
 //! to, and writes it into their spools. Knows nothing of targets; never waits for anything but the page cache.
 
+mod queue;
 mod relation;
 mod row;
 mod via;
@@ -327,7 +328,7 @@ impl Router {
             self.stop_members(routed);
         }
         // A table that came after a move was planned is not part of it.
-        let has = |id: &MoveId| routed.members.contains(id);
+        let has = |id: &MoveId| routed.members.binary_search(id).is_ok();
         if let (true, Owner::Lane(id)) = (before == after, before) {
             return if has(id) {
                 self.append(*id, routed, &[], raw)
@@ -435,12 +436,7 @@ impl Router {
     /// A change of the relation may be one of a lane that cannot be told its rows: that lane stops, whatever
     /// its copy holds.
     fn stop_faulty(&mut self, routed: &Routed) {
-        for (id, fault) in &routed.faulty {
-            let told = self.lanes.get_mut(id).is_none_or(|lane| std::mem::replace(&mut lane.told, true));
-            if !told {
-                self.stop(*id, None, fault.clone());
-            }
-        }
+        routed.faulty.iter().for_each(|(id, fault)| self.tell(*id, fault));
     }
 
     /// A row without a tenant stops every move that has the table.
@@ -460,8 +456,15 @@ impl Router {
     fn stop_untold(&mut self, routed: &Routed) {
         let cause = "a change does not carry its tenant: its replica identity was changed";
         let next = "`carveout prepare`, then `carveout cancel` and `carveout move`";
-        for id in &routed.members {
-            self.stop(*id, None, Fault::new("schema_changed", routed.name.to_string(), cause, next));
+        let fault = Fault::new("schema_changed", routed.name.to_string(), cause, next);
+        routed.members.iter().for_each(|id| self.tell(*id, &fault));
+    }
+
+    /// Stops a lane, whatever its copy holds; once in a transaction.
+    fn tell(&mut self, id: MoveId, fault: &Fault) {
+        let told = self.lanes.get_mut(&id).is_none_or(|lane| std::mem::replace(&mut lane.told, true));
+        if !told {
+            self.stop(id, None, fault.clone());
         }
     }
 

@@ -20,7 +20,7 @@ pub(super) struct Routed {
     pub name: TableName,
     pub path: Places,
     pub null_tenant: NullTenant,
-    /// Every lane that has the table.
+    /// Every lane that has the table, in order.
     pub members: Vec<MoveId>,
     /// Lanes that have it and that its rows cannot be routed to, with the reason: a change stops them.
     pub faulty: Vec<(MoveId, Fault)>,

@@ -3,26 +3,21 @@
 //! Then they are routed from the top down, by what the transaction did to the rows that they refer to.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufReader, Read, Seek, Write};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
 use connectors::postgres::apply::key_bytes;
 use connectors::postgres::pgoutput::{self, Message, Old, Tuple, Value};
 use connectors::postgres::{Error, Result};
-
 use schemas::{MoveId, TableName};
 
+use super::queue::Queue;
 use super::relation::{Places, Routed};
 use super::row::tuple_of;
 use super::{NoTenant, Router, changed_hands};
 use crate::ownership::{Keys, Owner, Reference};
 use crate::spool;
-
-/// Changes of one table that are kept in memory; more of them go to a file.
-const QUEUE_BYTES: usize = 1 << 20;
 
 /// What waits for the end of the transaction.
 pub(super) struct Settling {
@@ -252,7 +247,7 @@ impl Router {
         other: Option<Tuple<'_>>,
         new: bool,
     ) -> std::result::Result<Owner, NoTenant> {
-        let Places::Via { columns, parent, .. } = &routed.path else { return Ok(Owner::Nobody) };
+        let Places::Via { columns, parent } = &routed.path else { return Ok(Owner::Nobody) };
         let key = match key(row, other, columns) {
             Key::Bytes(key) => key,
             Key::Null => return Ok(routed.without_tenant()),
@@ -337,16 +332,19 @@ fn plain(owner: &Owner) -> Owner {
     }
 }
 
-/// The key that `places` form: the bytes of one column, or of several with their lengths. What is stored out of
-/// line and did not change is taken from the other image.
+/// A column; what is stored out of line and did not change is taken from the other image.
+fn value<'a>(row: Tuple<'a>, other: Option<Tuple<'a>>, place: usize) -> Option<Value<'a>> {
+    match row.get(place) {
+        Some(Value::Unchanged) => other.and_then(|row| row.get(place)),
+        value => value,
+    }
+}
+
+/// The key that `places` form: the bytes of one column, or of several with their lengths.
 fn key(row: Tuple<'_>, other: Option<Tuple<'_>>, places: &[usize]) -> Key {
     let mut values = Vec::with_capacity(places.len());
     for place in places {
-        let value = match row.get(*place) {
-            Some(Value::Unchanged) => other.and_then(|row| row.get(*place)),
-            value => value,
-        };
-        match value {
+        match value(row, other, *place) {
             Some(Value::Binary(value) | Value::Text(value)) => values.push(value),
             Some(Value::Null) => return Key::Null,
             Some(Value::Unchanged) | None => return Key::Unsent,
@@ -361,11 +359,7 @@ fn name_of(routed: &Routed, row: Tuple<'_>, other: Option<Tuple<'_>>) -> Vec<u8>
     let places = if routed.row_key.is_empty() { &all } else { &routed.row_key };
     let mut name = Vec::new();
     for place in places {
-        let value = match row.get(*place) {
-            Some(Value::Unchanged) => other.and_then(|row| row.get(*place)),
-            value => value,
-        };
-        let bytes = match value {
+        let bytes = match value(row, other, *place) {
             Some(Value::Binary(bytes) | Value::Text(bytes)) => Some(bytes),
             Some(Value::Null | Value::Unchanged) | None => None,
         };
@@ -373,83 +367,4 @@ fn name_of(routed: &Routed, row: Tuple<'_>, other: Option<Tuple<'_>>) -> Vec<u8>
         name.extend_from_slice(bytes.unwrap_or_default());
     }
     name
-}
-
-/// Changes in their order: in memory, and what is more in a file that has no name any more.
-#[derive(Default)]
-struct Queue {
-    tail: Vec<u8>,
-    file: Option<File>,
-}
-
-impl Queue {
-    fn push(&mut self, place: u64, raw: &[u8], scratch: &PathBuf) -> io::Result<()> {
-        self.tail.extend_from_slice(&place.to_be_bytes());
-        self.tail.extend_from_slice(&(raw.len() as u32).to_be_bytes());
-        self.tail.extend_from_slice(raw);
-        if self.tail.len() < QUEUE_BYTES {
-            return Ok(());
-        }
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => none.insert(unnamed(scratch)?),
-        };
-        file.write_all(&self.tail)?;
-        self.tail.clear();
-        Ok(())
-    }
-
-    fn read(self) -> QueueReader {
-        QueueReader {
-            file: self.file.map(|file| (BufReader::with_capacity(64 << 10, file), false)),
-            tail: self.tail.into(),
-        }
-    }
-}
-
-/// A file that goes away with its last handle.
-fn unnamed(scratch: &PathBuf) -> io::Result<File> {
-    fs::create_dir_all(scratch)?;
-    let path = scratch.join("transaction");
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
-    fs::remove_file(&path)?;
-    Ok(file)
-}
-
-struct QueueReader {
-    /// The file, and whether it stands at its beginning.
-    file: Option<(BufReader<File>, bool)>,
-    tail: Bytes,
-}
-
-impl QueueReader {
-    fn next(&mut self) -> io::Result<Option<(u64, Bytes)>> {
-        let mut head = [0; 12];
-        if let Some((file, rewound)) = &mut self.file {
-            if !std::mem::replace(rewound, true) {
-                file.rewind()?;
-            }
-            match file.read_exact(&mut head) {
-                Ok(()) => {
-                    let (place, length) = read_head(&head);
-                    let mut raw = vec![0; length];
-                    file.read_exact(&mut raw)?;
-                    return Ok(Some((place, raw.into())));
-                }
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.file = None,
-                Err(error) => return Err(error),
-            }
-        }
-        if self.tail.is_empty() {
-            return Ok(None);
-        }
-        head.copy_from_slice(&self.tail.split_to(12));
-        let (place, length) = read_head(&head);
-        Ok(Some((place, self.tail.split_to(length))))
-    }
-}
-
-/// The place of a change and its length.
-fn read_head(mut head: &[u8]) -> (u64, usize) {
-    (head.get_u64(), head.get_u32() as usize)
 }

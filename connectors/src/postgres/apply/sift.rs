@@ -17,44 +17,31 @@ use super::rows::complete;
 use super::sets::{array, arrays};
 use super::target::{Change, Mapped, Op, Raw, Referred, Row, bytes_of};
 
-/// Rows that others refer to, by table and columns: which of the keys that matter are in the target.
-type Present = HashMap<(TableName, Vec<String>), Keys>;
+/// A table that others refer to, and the columns by which they do.
+type Name = (TableName, Vec<String>);
 
-#[derive(Default)]
-struct Keys {
-    asked: HashSet<Bytes>,
-    there: HashSet<Bytes>,
-}
+/// Which of the keys that matter are in the target.
+type Present = HashMap<Name, HashSet<Bytes>>;
 
-/// The piece's changes with a claim to each, but for those that are decided.
+/// A change with the claims to it, where it is not decided.
 type Claimed<'a> = (Change<'a>, Option<Claims>);
 
 /// Leaves out what is another tenant's, and turns what comes from or goes to one into what it is here.
 pub(super) async fn sift<'a>(session: &mut Session<'_>, changes: Vec<Claimed<'a>>) -> Result<Vec<Change<'a>>> {
-    let mut present = Present::new();
+    let mut asked: HashMap<Name, (Arc<Mapped>, u8, HashSet<Bytes>)> = HashMap::new();
     for (change, claims) in &changes {
         for claim in claims.iter().flat_map(|claims| [&claims.old, &claims.new]) {
             if let Claim::If { steps, key } = claim {
-                let referred = referred(&change.table, *steps)?;
-                let keys = present.entry((referred.table.clone(), referred.columns.clone())).or_default();
-                keys.asked.insert(key.clone());
+                let name = referred(&change.table, *steps)?.name();
+                let table = || (Arc::clone(&change.table), *steps, HashSet::new());
+                asked.entry(name).or_insert_with(table).2.insert(key.clone());
             }
         }
     }
-    if present.is_empty() {
-        return Ok(changes.into_iter().map(|(change, _)| change).collect());
-    }
-    let mut looked = HashSet::new();
-    for (change, claims) in &changes {
-        for claim in claims.iter().flat_map(|claims| [&claims.old, &claims.new]) {
-            if let Claim::If { steps, .. } = claim {
-                let referred = referred(&change.table, *steps)?;
-                let name = (referred.table.clone(), referred.columns.clone());
-                if let Some(keys) = present.get_mut(&name).filter(|_| looked.insert(name)) {
-                    look(session, &change.table, referred, keys).await?;
-                }
-            }
-        }
+    let mut present = Present::new();
+    for (name, (table, steps, keys)) in asked {
+        let there = look(session, referred(&table, steps)?, keys.into_iter().collect()).await?;
+        present.insert(name, there);
     }
     // In order: what a transaction does counts for those that follow.
     let mut kept = Vec::with_capacity(changes.len());
@@ -78,9 +65,7 @@ fn decide<'a>(change: &Change<'a>, claims: Option<Claims>, present: &Present) ->
         Claim::No => Ok(false),
         Claim::Yes => Ok(true),
         Claim::If { steps, key } => {
-            let referred = referred(table, *steps)?;
-            let name = (referred.table.clone(), referred.columns.clone());
-            Ok(present.get(&name).is_some_and(|keys| keys.there.contains(key)))
+            Ok(present.get(&referred(table, *steps)?.name()).is_some_and(|keys| keys.contains(key)))
         }
     };
     let (was, is) = match &claims {
@@ -113,8 +98,8 @@ fn note(table: &Mapped, op: &Op<'_>, present: &mut Present) {
             Op::Update { new, .. } if unsent(new) => continue,
             Op::Update { key, old, new } => (old_values(table, key, old.as_ref(), places), values(new, places)),
         };
-        was.map(|key| keys.there.remove(&key));
-        is.map(|key| keys.there.insert(key));
+        was.map(|key| keys.remove(&key));
+        is.map(|key| keys.insert(key));
     }
 }
 
@@ -134,7 +119,7 @@ fn old_values(table: &Mapped, key: &Row<'_>, old: Option<&Row<'_>>, places: &[us
 }
 
 /// Asks the target which of the keys it has.
-async fn look(session: &mut Session<'_>, table: &Arc<Mapped>, referred: &Referred, keys: &mut Keys) -> Result<()> {
+async fn look(session: &mut Session<'_>, referred: &Referred, asked: Vec<Bytes>) -> Result<HashSet<Bytes>> {
     let doing = || format!("look for rows in {}", referred.target);
     let broken = || Error::protocol(doing(), "a key does not have the columns' form");
     let names: Vec<String> = (0..referred.columns.len()).map(|n| format!("k{n}")).collect();
@@ -147,7 +132,6 @@ async fn look(session: &mut Session<'_>, table: &Arc<Mapped>, referred: &Referre
         qualified(&referred.target),
         same.join(" AND ")
     );
-    let asked: Vec<Bytes> = keys.asked.iter().cloned().collect();
     let split = |key: &Bytes| split(key.clone(), names.len());
     let parts: Vec<Vec<Bytes>> = asked.iter().map(split).collect::<Option<_>>().ok_or_else(broken)?;
     let column = |n: usize| {
@@ -155,16 +139,17 @@ async fn look(session: &mut Session<'_>, table: &Arc<Mapped>, referred: &Referre
         array(referred.types[n].type_oid, values.iter())
     };
     let columns: Vec<Bytes> = (0..names.len()).map(column).collect();
-    let statement = session.statements.get(session.client, sql, &table.target).await?;
+    let statement = session.statements.get(session.client, sql, &referred.target).await?;
     let params = columns.iter().map(|column| Raw(Some(column)));
     let rows = session.client.query_raw(&statement, params).await.doing(doing())?;
     pin_mut!(rows);
+    let mut there = HashSet::new();
     while let Some(row) = rows.next().await {
         let place: i64 = row.doing(doing())?.get(0);
         let key = usize::try_from(place - 1).ok().and_then(|place| asked.get(place)).ok_or_else(broken)?;
-        keys.there.insert(key.clone());
+        there.insert(key.clone());
     }
-    Ok(())
+    Ok(there)
 }
 
 /// The values of a key of so many columns.

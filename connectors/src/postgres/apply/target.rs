@@ -74,6 +74,13 @@ pub(super) struct Referred {
     pub types: Vec<Column>,
 }
 
+impl Referred {
+    /// The table and the columns, as the source names them.
+    pub fn name(&self) -> (TableName, Vec<String>) {
+        (self.table.clone(), self.columns.clone())
+    }
+}
+
 /// The tables of a lane.
 pub struct Targets {
     tables: HashMap<TableName, (TableName, Table)>,
