@@ -103,7 +103,7 @@ enum Command {
     Status(status::Options),
     /// Start a tenant's move, or resume it where it stopped
     #[command(
-        after_help = "Example:\n  carveout move 42 --to schema\n  carveout move 550e8400-e29b-41d4-a716-446655440000 --to database --wait"
+        after_help = "Example:\n  carveout move 42 --to schema\n  carveout move 550e8400-e29b-41d4-a716-446655440000 --to database --wait\n  carveout move 42 --to database --target postgresql://carveout@eu.internal/shop_42 --target-password-file /run/secrets/eu"
     )]
     Move(moves::Options),
     /// Compare a tenant on both sides at one position

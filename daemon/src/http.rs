@@ -8,7 +8,7 @@ mod answer;
 mod connection;
 mod guard;
 mod page;
-mod tenants;
+pub mod tenants;
 pub mod token;
 
 use std::io::ErrorKind;

@@ -17,7 +17,8 @@ use connectors::postgres::policy::{Owned, Path};
 use connectors::postgres::{self, catalog, client, policy};
 use schemas::config::{Config, Target};
 use schemas::phase::Event;
-use schemas::record::{AckRecord, Fault, MoveRecord};
+use schemas::record::{AckRecord, Fault, MoveRecord, OwnServer};
+use schemas::url::{BadUrl, PgUrl};
 use schemas::{Lsn, MoveId, Phase, TableName};
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -29,6 +30,8 @@ use crate::spool::SpoolState;
 use crate::store::{Store, StoreError};
 use crate::throttle::Throttle;
 pub use driver::drive;
+
+const CANCEL: &str = "cancel the move";
 
 /// What every move shares.
 pub struct Context {
@@ -62,18 +65,44 @@ impl Context {
         self.config.state_dir.join("spool").join(id.to_string())
     }
 
-    /// Where a tenant goes, by the configuration as it is now and the names as they were planned.
+    /// Where a tenant goes, by the configuration as it is now, and server and names as they were planned.
     pub fn target(&self, record: &MoveRecord) -> Result<Target, StepError> {
-        let target = self.config.target(&record.tenant.0, record.to).map_err(|error| {
-            let next = "correct tenant_strategy.database_config";
-            StepError::Fault(Fault::new("configuration", record.id.to_string(), error.to_string(), next))
-        })?;
+        let wrong = |message: String, next: &str| {
+            StepError::Fault(Fault::new("configuration", record.id.to_string(), message, next))
+        };
+        let tenant = &record.tenant.0;
+        let found = match record.server.as_ref().and_then(|server| server.named.as_ref()) {
+            Some(named) => {
+                let url: PgUrl = named.url.parse().map_err(|error: BadUrl| wrong(error.to_string(), CANCEL))?;
+                self.config.target_at(tenant, record.to, Some(&url.or_password_file(named.password_file.as_ref())))
+            }
+            None => self.config.target(tenant, record.to),
+        };
+        let target = found.map_err(|error| wrong(error.to_string(), "correct tenant_strategy.database_config"))?;
+        if !self.same_server(record, &target) {
+            let planned = record.server.as_ref().map_or("no server of its own".to_owned(), OwnServer::to_string);
+            let message = format!(
+                "database_url of tenant_overrides.{tenant} has changed: the move was planned with {planned}, and its rows are there"
+            );
+            let next = "put it back and start the daemon again; to go elsewhere, cancel the move before it is changed";
+            return Err(wrong(message, next));
+        }
         if target.database != record.database || target.schema != record.schema {
             let message = "the configuration's name patterns have changed since the move was planned".to_owned();
-            let next = "put the patterns back, or cancel the move first";
-            return Err(StepError::Fault(Fault::new("configuration", record.id.to_string(), message, next)));
+            return Err(wrong(message, "put the patterns back, or cancel the move first"));
         }
         Ok(target)
+    }
+
+    /// Whether the configuration still means the server that the move was planned with.
+    fn same_server(&self, record: &MoveRecord, target: &Target) -> bool {
+        let tenant = record.tenant.0.as_str();
+        let declared = self.config.overrides().any(|(name, _, own)| own && name == tenant);
+        match &record.server {
+            None => !declared,
+            Some(OwnServer { named: Some(_), .. }) => true,
+            Some(own) => declared && (&own.host, own.port) == (&target.url.host, target.url.port),
+        }
     }
 
     /// The stream that checkpoints count in.

@@ -25,6 +25,7 @@ use crate::router::{Broken, Budget, LaneEnd, Router};
 use crate::spool::SpoolWriter;
 use crate::store::{Store, StoreError};
 use crate::throttle::Throttle;
+pub use commands::Wanted;
 
 /// Why the daemon does not start.
 #[derive(Debug, thiserror::Error)]
@@ -213,7 +214,8 @@ impl Supervisor {
             if isolation == schemas::config::Isolation::Shared || self.find(&tenant).is_some() {
                 continue;
             }
-            if let Err(refusal) = self.start_move(&tenant, Some(isolation)).await {
+            let wanted = Wanted { to: Some(isolation), target: None };
+            if let Err(refusal) = self.start_move(&tenant, wanted).await {
                 tracing::error!(tenant, cause = refusal.fault.message, "a declared move was not started");
             }
         }

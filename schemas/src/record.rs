@@ -3,6 +3,9 @@
 //! A record is a cursor and a cache, never the only truth: positions are compared with the targets
 //! and the slot at every start.
 
+use std::fmt;
+use std::path::PathBuf;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +13,7 @@ use crate::config::Isolation;
 use crate::{Lsn, MoveId, Phase, TableName, TablePath, TenantId};
 
 /// The layout of the records below; raised when one of them changes.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 
 /// The bytes are not a record of this version.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -83,6 +86,8 @@ pub struct MoveRecord {
     pub tenant: TenantId,
     /// Where the tenant goes.
     pub to: Isolation,
+    /// The server of its own that it goes to; `None` where the configuration's patterns point.
+    pub server: Option<OwnServer>,
     /// The database of the target.
     pub database: String,
     /// The schema of the target; `None` where a database of its own keeps the source's schemas.
@@ -110,6 +115,33 @@ pub struct MoveRecord {
     pub rows_copied: u64,
     /// The position of the last clean `verify`.
     pub verified_at: Option<Lsn>,
+}
+
+/// The server that a tenant has for itself. Where it is stays with the move: another one would know nothing of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnServer {
+    /// As in [`crate::url::PgUrl::host`], the tenant's name filled in.
+    pub host: Option<String>,
+    /// Its port.
+    pub port: u16,
+    /// Of `move --target`; `None` where the tenant's override in the configuration names it.
+    pub named: Option<NamedTarget>,
+}
+
+/// `host:port`, without role and secrets.
+impl fmt::Display for OwnServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host.as_deref().unwrap_or("localhost"), self.port)
+    }
+}
+
+/// What `move --target` said. A password is no part of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedTarget {
+    /// The URL as it was given, perhaps a pattern.
+    pub url: String,
+    /// Where the daemon finds the password.
+    pub password_file: Option<PathBuf>,
 }
 
 /// What the source publishes of some tables. Whatever differs later may have kept changes from the

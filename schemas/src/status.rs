@@ -53,6 +53,9 @@ pub struct TenantStatus {
     pub to: String,
     /// The schema's or database's name.
     pub target: String,
+    /// Host and port of the server that the tenant has for itself; null where the usual patterns point.
+    #[serde(default)]
+    pub server: Option<String>,
     /// See INTERFACE: `planned`, `copying`, `streaming`, …
     pub phase: String,
     /// Rows copied so far.

@@ -20,6 +20,7 @@ struct Session {
     database: String,
     may_create: bool,
     may_create_databases: bool,
+    encoding: String,
 }
 
 impl Session {
@@ -28,7 +29,8 @@ impl Session {
         let row = client
             .query_one(
                 "SELECT rolname::text, current_database()::text, has_database_privilege(current_database(), 'CREATE'),
-                        rolcreatedb OR rolsuper
+                        rolcreatedb OR rolsuper,
+                        (SELECT pg_encoding_to_char(encoding)::text FROM pg_database WHERE datname = current_database())
                    FROM pg_roles WHERE rolname = current_user",
                 &[],
             )
@@ -40,6 +42,7 @@ impl Session {
             database: row.get(1),
             may_create: row.get(2),
             may_create_databases: row.get(3),
+            encoding: row.get(4),
         })
     }
 
@@ -159,7 +162,9 @@ async fn target_findings(config: &Config, target: &Target, tenant: &str, owned: 
                 return inside_findings(target, owned).await;
             }
             // A pattern may name a role of each tenant's own, which is not there before the tenant moves.
-            let pattern = config.tenant_strategy.database_config.tenant_database_pattern.as_ref();
+            let strategy = &config.tenant_strategy;
+            let own = strategy.tenant_overrides.get(tenant).and_then(|declared| declared.database_url.as_ref());
+            let pattern = own.or(strategy.database_config.tenant_database_pattern.as_ref());
             let common = pattern.is_none_or(|pattern| pattern.user == target.url.user);
             database_findings(admin, target.url.role(), common).await
         }
@@ -168,7 +173,7 @@ async fn target_findings(config: &Config, target: &Target, tenant: &str, owned: 
 
 async fn schema_findings(config: &Config, target: &Target) -> Result<Vec<Finding>> {
     let session = Session::open(&target.url).await?;
-    let mut findings = Vec::new();
+    let mut findings = Vec::from_iter(wrong_encoding(&session));
     if !session.may_create {
         findings.push(may_not_create(&session));
     }
@@ -180,6 +185,14 @@ async fn schema_findings(config: &Config, target: &Target) -> Result<Vec<Finding
     }
     findings.extend(replica_role(&session, &session.role, &target.url).await?);
     Ok(findings)
+}
+
+/// Text that another encoding has no sign for would stop the move.
+fn wrong_encoding(session: &Session) -> Option<Finding> {
+    let Session { database, encoding, .. } = session;
+    let cause = format!("database {database} is encoded in {encoding}; only UTF8 is supported");
+    let remedy = "name another database, or let Carveout make one";
+    (encoding != "UTF8").then(|| Finding::new(Severity::Error, "", cause, remedy))
 }
 
 fn may_not_create(session: &Session) -> Finding {
@@ -228,7 +241,7 @@ async fn database_findings(admin_url: &PgUrl, role: &str, common: bool) -> Resul
 /// A database that is there already: its schemas must let the tables in.
 async fn inside_findings(target: &Target, owned: &[Owned]) -> Result<Vec<Finding>> {
     let session = Session::open(&target.url).await?;
-    let mut findings = Vec::new();
+    let mut findings = Vec::from_iter(wrong_encoding(&session));
     if !session.may_create {
         findings.push(may_not_create(&session));
     }

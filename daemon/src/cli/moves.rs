@@ -1,10 +1,11 @@
 //! `carveout move`: starts a move, or resumes it, and follows it with `--wait`.
 
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use schemas::record::Fault;
+use schemas::record::{Fault, NamedTarget};
 use schemas::status::TenantStatus;
 use serde_json::json;
 
@@ -12,7 +13,9 @@ use super::client::{Client, Patience, tenant_path};
 use super::exit::{Exit, Failure};
 use super::output::{self, plain};
 use super::progress::Progress;
+use super::status::place;
 use super::{Global, Tenant};
+use crate::http::tenants::named_target;
 
 /// Between two looks with `--wait`.
 const WAIT_INTERVAL: Duration = Duration::from_millis(250);
@@ -27,9 +30,12 @@ pub struct Options {
     /// Where the tenant goes; left out, the configuration's tenant_overrides or the move there is decide
     #[arg(long, value_enum, value_name = "schema|database", hide_possible_values = true)]
     to: Option<To>,
-    /// A server of its own for this tenant (not in this version)
+    /// A server of its own for this tenant: URL without a password; {tenant} may stand in host, user and database
     #[arg(long, value_name = "URL")]
     target: Option<String>,
+    /// File with the password for --target, on the daemon's machine; default: database_config.password_file
+    #[arg(long, value_name = "FILE", requires = "target")]
+    target_password_file: Option<PathBuf>,
     /// Follow the move on stderr until it is in step with the source
     #[arg(long)]
     wait: bool,
@@ -46,17 +52,19 @@ enum To {
 
 /// Runs the command.
 pub fn run(global: &Global, options: &Options) -> Result<Exit, Failure> {
-    if options.target.is_some() {
-        let message = format!("`move --target` is not in this version ({})", env!("CARGO_PKG_VERSION"));
-        let next = "leave it out: the configuration's tenant_database_pattern names the server";
-        return Err(Failure::new(Exit::Usage, "not_in_this_version", "--target", message, next));
-    }
+    // Looked at before it is sent: a password must not leave here.
+    let file = options.target_password_file.as_deref().map(absolute).transpose()?;
+    let target = named_target(options.target.as_deref(), file).map_err(|(_, why)| usage("--target", why))?;
     let client = Client::commander(global)?;
-    let body = match options.to {
+    let mut body = match options.to {
         None => json!({}),
         Some(To::Schema) => json!({"to": "schema"}),
         Some(To::Database) => json!({"to": "database"}),
     };
+    if let Some(NamedTarget { url, password_file }) = target {
+        body["target"] = url.into();
+        body["target_password_file"] = json!(password_file);
+    }
     let tenant = &options.tenant.tenant;
     let mut status: TenantStatus = client.command(tenant, "move", &body, Patience::Unlimited)?;
     if options.wait {
@@ -66,11 +74,21 @@ pub fn run(global: &Global, options: &Options) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+fn absolute(file: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(file).map_err(|error| usage("--target-password-file", error.to_string()))
+}
+
+fn usage(option: &str, why: String) -> Failure {
+    let next =
+        "such as --target postgresql://carveout@eu.internal/shop_{tenant} --target-password-file /run/secrets/eu";
+    Failure::new(Exit::Usage, "target", option, why, next)
+}
+
 fn said(status: &TenantStatus) -> String {
     let name = plain(&status.tenant.0);
     let hint =
         if in_step(status) { format!("carveout verify {name}") } else { format!("carveout status {name} --watch") };
-    let (number, to, target, phase) = (status.r#move, &status.to, plain(&status.target), &status.phase);
+    let (number, to, target, phase) = (status.r#move, &status.to, plain(&place(status)), &status.phase);
     format!("move {number}: tenant {name} to {to} {target} is {phase}\n  next: {hint}\n")
 }
 

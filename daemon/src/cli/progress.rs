@@ -105,6 +105,7 @@ mod tests {
             isolation: "shared".to_owned(),
             to: "schema".to_owned(),
             target: "bid_7".to_owned(),
+            server: None,
             phase: "copying".to_owned(),
             rows_copied: 60_000,
             rows_total: 120_000,

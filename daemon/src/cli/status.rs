@@ -115,13 +115,19 @@ fn row(tenant: &TenantStatus) -> Vec<String> {
         tenant.tenant.0.clone(),
         tenant.r#move.to_string(),
         tenant.to.clone(),
-        tenant.target.clone(),
+        place(tenant),
         tenant.phase.clone(),
         rows,
         tenant.lag_seconds.map_or(NOTHING.to_owned(), seconds),
         bytes(tenant.lag_bytes),
         tenant.fault.as_ref().map_or(NOTHING.to_owned(), |fault| fault.code.clone()),
     ]
+}
+
+/// The target's name, and its server where the tenant has one for itself.
+pub fn place(tenant: &TenantStatus) -> String {
+    let server = tenant.server.as_ref().map(|server| format!(" on {server}"));
+    format!("{}{}", tenant.target, server.unwrap_or_default())
 }
 
 /// Everything about one move, also what `move` and `cancel` answer with.
@@ -137,7 +143,7 @@ pub fn one(tenant: &TenantStatus) -> String {
         ("tenant", tenant.tenant.0.clone()),
         ("move", tenant.r#move.to_string()),
         ("lives in", tenant.isolation.clone()),
-        ("goes to", format!("{} {}", tenant.to, tenant.target)),
+        ("goes to", format!("{} {}", tenant.to, place(tenant))),
         ("phase", tenant.phase.clone()),
         ("copied", format!("{} of {} rows ({done}%)", count(tenant.rows_copied), count(tenant.rows_total))),
         ("lag", format!("{lag}; {} of log behind", bytes(tenant.lag_bytes))),

@@ -1,6 +1,7 @@
 //! The answers about moves, and the commands to them. Each hands over to the supervisor and shapes
 //! what comes back; a command that has begun is finished even when its client goes away.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -12,13 +13,15 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use schemas::config::Isolation;
+use schemas::record::NamedTarget;
 use schemas::status::{Status, TenantStatus};
+use schemas::url::{BadUrl, PgUrl};
 use serde::{Deserialize, Serialize};
 use tracing::Instrument;
 
 use super::answer::Problem;
 use crate::metrics;
-use crate::supervisor::{Refusal, Supervisor};
+use crate::supervisor::{Refusal, Supervisor, Wanted};
 
 /// The longest body that is read, in bytes.
 const BODY_LIMIT_BYTES: usize = 64 << 10;
@@ -38,8 +41,10 @@ type Daemon = State<Weak<Supervisor>>;
 struct MoveRequest {
     /// `schema` or `database`; left out, the configuration or the move that there is decides.
     to: Option<String>,
-    /// A server of its own for this tenant, which this version refuses.
+    /// The URL of a server of its own for this tenant, without a password.
     target: Option<String>,
+    /// The file on the daemon's machine that has the password for `target`.
+    target_password_file: Option<PathBuf>,
 }
 
 /// `GET /readyz`
@@ -99,9 +104,9 @@ pub async fn command(
     let Path((tenant, command)) = path.map_err(bad_path)?;
     match command.as_str() {
         "move" => {
-            let to = wanted(&read(body).await?)?;
+            let wanted = wanted(&read(body).await?)?;
             let supervisor = alive(&daemon)?;
-            finish(async move { supervisor.start_move(&tenant, to).await }).await
+            finish(async move { supervisor.start_move(&tenant, wanted).await }).await
         }
         "verify" => {
             read(body).await?;
@@ -169,8 +174,8 @@ async fn read(body: Body) -> Result<Bytes, Problem> {
 }
 
 /// Where `move` is asked to bring the tenant.
-fn wanted(body: &[u8]) -> Result<Option<Isolation>, Problem> {
-    let next = "send {\"to\": \"schema\"} or {\"to\": \"database\"}";
+fn wanted(body: &[u8]) -> Result<Wanted, Problem> {
+    let next = "send {\"to\": \"schema\"} or {\"to\": \"database\"}, for a server of its own with \"target\": \"postgresql://…\"";
     let request: MoveRequest = match body.trim_ascii() {
         b"" => MoveRequest::default(),
         // The position is enough: the parser's message would quote what was sent, a URL's password too.
@@ -179,15 +184,37 @@ fn wanted(body: &[u8]) -> Result<Option<Isolation>, Problem> {
             Problem::bad_request("body", message, next)
         })?,
     };
-    if request.target.is_some() {
-        return Err(Problem::not_in_this_version("target"));
+    let to = match request.to.as_deref() {
+        None => None,
+        Some("schema") => Some(Isolation::Schema),
+        Some("database") => Some(Isolation::Database),
+        Some(_) => return Err(Problem::bad_request("to", "a tenant moves to a schema or to a database", next)),
+    };
+    let target = named_target(request.target.as_deref(), request.target_password_file)
+        .map_err(|(object, why)| Problem::bad_request(object, why, next))?;
+    Ok(Wanted { to, target })
+}
+
+/// Reads `--target` and its password file; the error is the part that is wrong, and why. The URL goes into records,
+/// so it has no password.
+pub fn named_target(
+    url: Option<&str>,
+    password_file: Option<PathBuf>,
+) -> Result<Option<NamedTarget>, (&'static str, String)> {
+    let Some(url) = url else {
+        let alone = password_file.map(|_| ("target_password_file", "it is for a target, which is missing".to_owned()));
+        return alone.map_or(Ok(None), Err);
+    };
+    let url: PgUrl = url.parse().map_err(|error: BadUrl| ("target", error.to_string()))?;
+    if url.password.is_some() {
+        let why = "it has a password, which other users of the machine could see: leave it out and name the file that has it \
+                   (--target-password-file, target_password_file), or have it in database_config.password_file";
+        return Err(("target", why.to_owned()));
     }
-    match request.to.as_deref() {
-        None => Ok(None),
-        Some("schema") => Ok(Some(Isolation::Schema)),
-        Some("database") => Ok(Some(Isolation::Database)),
-        Some(_) => Err(Problem::bad_request("to", "a tenant moves to a schema or to a database", next)),
+    if password_file.as_ref().is_some_and(|file| file.is_relative()) {
+        return Err(("target_password_file", "it is not an absolute path".to_owned()));
     }
+    Ok(Some(NamedTarget { url: url.to_string(), password_file }))
 }
 
 fn bad_path(rejection: PathRejection) -> Problem {

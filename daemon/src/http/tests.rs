@@ -100,7 +100,19 @@ async fn bad_bodies_are_refused() {
     for body in ["{", "[]", "{\"to\": 1}", "{\"to\": \"shared\"}", "{\"too\": \"schema\"}", "\u{0}"] {
         assert_fault(&ask(body).await, 400, "bad_request");
     }
-    assert_fault(&ask("{\"target\": \"postgresql://u:hunter2@h/d\"}").await, 501, "not_in_this_version");
+    for target in [
+        "{\"target\": \"postgresql://u:hunter2@h/d\"}",
+        "{\"target\": \"postgresql://u@h/d?password=hunter2\"}",
+        "{\"target\": \"postgresql://u:hunter2@h:x/d\"}",
+        "{\"target\": \"postgresql://u@h/d\", \"target_password_file\": \"hunter2\"}",
+        "{\"target_password_file\": \"/hunter2\"}",
+    ] {
+        let answer = ask(target).await;
+        assert!(!answer.1.to_string().contains("hunter2"), "{answer:?}");
+        assert_fault(&answer, 400, "bad_request");
+    }
+    let named = "{\"to\": \"database\", \"target\": \"postgresql://u@h/d\", \"target_password_file\": \"/run/p\"}";
+    assert_fault(&ask(named).await, 503, "stopping");
     let answer = ask("{\"to\": \"schema\", \"hunter2\": 1}").await;
     assert!(answer.0 == 400 && !answer.1.to_string().contains("hunter2"), "{answer:?}");
     for body in ["", "{}", "{\"to\": \"schema\"}", " {\"to\":\"database\"} "] {

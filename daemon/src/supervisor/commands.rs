@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use connectors::postgres::policy::{self, Owned};
 use connectors::postgres::{self, catalog, client, prepare, slot, snapshot};
-use schemas::config::Isolation;
+use schemas::config::{Isolation, Target};
 use schemas::phase::Event;
-use schemas::record::{Fault, MoveRecord, Published};
+use schemas::record::{Fault, MoveRecord, NamedTarget, OwnServer, Published};
 use schemas::status::{TenantStatus, VerifyReport};
 use schemas::tenant::KeyType;
+use schemas::url::{BadUrl, PgUrl};
 use schemas::{Phase, TenantId};
 
 use super::{Entry, Refusal, RefusalKind, Supervisor};
@@ -30,9 +31,28 @@ struct Plan {
     tenant: TenantId,
 }
 
+/// Where `move` is asked to bring a tenant; what is left out, the move that there is or the configuration decides.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// The kind of target.
+    pub to: Option<Isolation>,
+    /// A server for this tenant.
+    pub target: Option<NamedTarget>,
+}
+
+impl Wanted {
+    /// Whether the move that there is goes to the wanted server, as far as one is wanted.
+    fn is_server_of(&self, record: &MoveRecord) -> bool {
+        let named = record.server.as_ref().and_then(|server| server.named.as_ref());
+        self.target.as_ref().is_none_or(|wanted| {
+            named.is_some_and(|named| named.url == wanted.url && (wanted.password_file.is_none() || named == wanted))
+        })
+    }
+}
+
 impl Supervisor {
     /// Starts a move, or resumes it where it stopped. Asking twice changes nothing.
-    pub async fn start_move(self: &Arc<Self>, tenant: &str, to: Option<Isolation>) -> Result<TenantStatus, Refusal> {
+    pub async fn start_move(self: &Arc<Self>, tenant: &str, wanted: Wanted) -> Result<TenantStatus, Refusal> {
         // Looking at the tables may take long; others do not wait for it.
         let Plan { tables, published, next_xid, tenant } = self.plan(tenant).await?;
         let _one = self.commands.lock().await;
@@ -42,8 +62,8 @@ impl Supervisor {
         let planned = (published, fresh_xid);
         let active = self.find(&tenant.0).filter(|entry| entry.moving.record().phase != Phase::Cancelled);
         match active {
-            Some(entry) => self.resume_move(&entry, to, &tables, planned).await?,
-            None => self.new_move(&tenant, to, &tables, planned).await?,
+            Some(entry) => self.resume_move(&entry, &wanted, &tables, planned).await?,
+            None => self.new_move(&tenant, wanted, &tables, planned).await?,
         }
         self.tenant(&tenant.0).ok_or_else(|| not_found(&tenant.0))
     }
@@ -51,18 +71,15 @@ impl Supervisor {
     async fn resume_move(
         &self,
         entry: &Entry,
-        to: Option<Isolation>,
+        wanted: &Wanted,
         tables: &[Owned],
         (published, fresh_xid): (Published, u64),
     ) -> Result<(), Refusal> {
         let record = entry.moving.record();
-        if to.is_some_and(|to| to != record.to) {
-            return Err(no(
-                "exists",
-                &record.id.to_string(),
-                "the tenant is on its way to another kind of target",
-                "`carveout cancel` it first",
-            ));
+        if wanted.to.is_some_and(|to| to != record.to) || !wanted.is_server_of(&record) {
+            let what = if wanted.is_server_of(&record) { "kind of target" } else { "server" };
+            let message = format!("the tenant is on its way to another {what}");
+            return Err(no("exists", &record.id.to_string(), &message, "`carveout cancel` it first"));
         }
         if record.phase == Phase::Cancelling {
             return Err(no(
@@ -101,36 +118,21 @@ impl Supervisor {
     async fn new_move(
         &self,
         tenant: &TenantId,
-        to: Option<Isolation>,
+        wanted: Wanted,
         tables: &[Owned],
         (published, fresh_xid): (Published, u64),
     ) -> Result<(), Refusal> {
         let declared =
             || self.context.config.overrides().find(|(name, ..)| *name == tenant.0).map(|(_, isolation, _)| isolation);
-        let to = to.or_else(declared).filter(|to| *to != Isolation::Shared);
+        let to = wanted.to.or_else(declared).filter(|to| *to != Isolation::Shared);
         let Some(to) = to else {
             return Err(Refusal {
                 kind: RefusalKind::Invalid,
                 ..no("target", &tenant.0, "it is not said where the tenant goes", "add --to schema or --to database")
             });
         };
-        let own_url = self.context.config.overrides().any(|(name, _, own_url)| name == tenant.0 && own_url);
-        if own_url {
-            return Err(no(
-                "target",
-                &tenant.0,
-                "a server of its own (database_url) is not in this version",
-                "use tenant_database_pattern",
-            ));
-        }
-        let target =
-            self.context.config.target(&tenant.0, to).map_err(|error| {
-                no("target", &tenant.0, &error.to_string(), "correct tenant_strategy.database_config")
-            })?;
-        let taken = self.lock().values().map(|entry| entry.moving.record()).find(|record| {
-            record.phase != Phase::Cancelled && record.database == target.database && record.schema == target.schema
-        });
-        if let Some(other) = taken {
+        let (target, server) = self.place(tenant, to, wanted.target)?;
+        if let Some(other) = self.neighbour(&target) {
             let message = format!("tenant \"{}\" ({}) goes to the same place", other.tenant, other.id);
             return Err(no("target", &tenant.0, &message, "choose a name pattern that tells the tenants apart"));
         }
@@ -141,6 +143,7 @@ impl Supervisor {
             id: self.context.store.next_move()?,
             tenant: tenant.clone(),
             to,
+            server,
             database: target.database,
             schema: target.schema,
             phase: Phase::Planned,
@@ -160,6 +163,41 @@ impl Supervisor {
         self.lock().insert(record.id, entry.clone());
         self.spawn_driver(&entry);
         Ok(())
+    }
+
+    /// Where a new move goes, and the server of its own if it has one: that of `--target`, or of its override.
+    fn place(
+        &self,
+        tenant: &TenantId,
+        to: Isolation,
+        named: Option<NamedTarget>,
+    ) -> Result<(Target, Option<OwnServer>), Refusal> {
+        let config = &self.context.config;
+        let wrong = |message: String, next: &str| no("target", &tenant.0, &message, next);
+        let url = named.as_ref().map(|named| {
+            let url: Result<PgUrl, BadUrl> = named.url.parse();
+            url.map(|url| url.or_password_file(named.password_file.as_ref()))
+        });
+        let url = url.transpose().map_err(|error| wrong(error.to_string(), "correct --target"))?;
+        let own = url.is_some() || config.overrides().any(|(name, _, own)| own && name == tenant.0);
+        let found = match &url {
+            Some(url) => config.target_at(&tenant.0, to, Some(url)),
+            None => config.target(&tenant.0, to),
+        };
+        let next = if url.is_some() { "correct --target" } else { "correct tenant_strategy" };
+        let target = found.map_err(|error| wrong(error.to_string(), next))?;
+        let server = own.then(|| OwnServer { host: target.url.host.clone(), port: target.url.port, named });
+        Ok((target, server))
+    }
+
+    /// Who else goes to the same schema or database. Where another's server is not known any more, the names decide.
+    fn neighbour(&self, target: &Target) -> Option<MoveRecord> {
+        let goes_there = |record: &MoveRecord| {
+            record.phase != Phase::Cancelled
+                && (&record.database, &record.schema) == (&target.database, &target.schema)
+                && self.context.target(record).map_or(true, |other| other.url.same_server(&target.url))
+        };
+        self.lock().values().map(|entry| entry.moving.record()).find(goes_there)
     }
 
     /// The tables that would move, and the tenant as PostgreSQL prints its key.

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use schemas::config::Isolation;
+use schemas::record::OwnServer;
 use schemas::status::{SourceStatus, Status, TenantStatus};
 use schemas::{Lsn, Phase};
 
@@ -95,6 +96,7 @@ fn tenant_status(moving: &Moving, progress: &Progress) -> TenantStatus {
     let waiting_for = moving.meter.trouble();
     blocked_by.extend(waiting_for.clone());
     TenantStatus {
+        server: record.server.as_ref().map(OwnServer::to_string),
         target: record.schema.clone().unwrap_or_else(|| record.database.clone()),
         phase: record.phase.shown(lag_seconds, moving.verifying.load(Ordering::Relaxed)).to_owned(),
         isolation: "shared".to_owned(),

@@ -45,9 +45,6 @@ fn check_overrides(config: &Config, file: &Node) -> Result<(), ConfigError> {
     for (tenant, declared) in &config.tenant_strategy.tenant_overrides {
         let path = ["tenant_strategy", "tenant_overrides", tenant];
         let refuse = |message: String| ConfigError::new(file.place_of(&path), &path, message);
-        if let Some(url) = &declared.database_url {
-            pattern::check_url_pattern(url, &config.tenancy.key).map_err(|error| refuse(error.to_string()))?;
-        }
         if declared.isolation == Isolation::Shared {
             continue;
         }

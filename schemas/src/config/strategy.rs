@@ -95,12 +95,12 @@ impl<'de> Deserialize<'de> for Thresholds {
     }
 }
 
-/// One tenant's declared place: `database`, or `{type: database, database_url: …}`.
+/// One tenant's declared place: `database`, or `{type: database, database_url: …, password_file: …}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Override {
     /// What the tenant shall be.
     pub isolation: Isolation,
-    /// A server of its own; may be a pattern.
+    /// A server of its own; may be a pattern. Says where its password lies, where it has none itself.
     pub database_url: Option<PgUrl>,
 }
 
@@ -110,6 +110,7 @@ pub struct Override {
 struct LongOverride {
     r#type: Isolation,
     database_url: Option<PgUrl>,
+    password_file: Option<PathBuf>,
 }
 
 impl<'de> Deserialize<'de> for Override {
@@ -133,7 +134,18 @@ impl<'de> Deserialize<'de> for Override {
                 if long.r#type == Isolation::Shared && long.database_url.is_some() {
                     return Err(A::Error::custom("a shared tenant has no database_url"));
                 }
-                Ok(Override { isolation: long.r#type, database_url: long.database_url })
+                let file = long.password_file.as_ref();
+                match &long.database_url {
+                    None if file.is_some() => {
+                        return Err(A::Error::custom("password_file is for a database_url, which is missing"));
+                    }
+                    Some(url) if file.is_some() && url.password.is_some() => {
+                        return Err(A::Error::custom("database_url has a password and password_file names one too"));
+                    }
+                    _ => {}
+                }
+                let database_url = long.database_url.map(|url| url.or_password_file(file));
+                Ok(Override { isolation: long.r#type, database_url })
             }
         }
 

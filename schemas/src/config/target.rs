@@ -3,7 +3,7 @@
 //! It never decides by looking at a server; whether a name is free is asked elsewhere.
 
 use super::Config;
-use super::pattern::{NameError, Pattern};
+use super::pattern::{NameError, Pattern, check_url_pattern};
 use super::strategy::Isolation;
 use crate::url::PgUrl;
 
@@ -41,6 +41,9 @@ impl Config {
     pub fn target_at(&self, tenant: &str, isolation: Isolation, own: Option<&PgUrl>) -> Result<Target, NameError> {
         if tenant.is_empty() || tenant.contains('\0') {
             return Err(NameError::Tenant);
+        }
+        if let Some(own) = own {
+            check_url_pattern(own, &self.tenancy.key)?;
         }
         let file = &self.tenant_strategy.database_config.password_file;
         let own = own.map(|own| own.or_password_file(file.as_ref()));

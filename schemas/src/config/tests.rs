@@ -161,6 +161,22 @@ fn no_secret_is_shown() {
 }
 
 #[test]
+fn a_server_of_its_own_has_a_password_file_of_its_own() {
+    let text = format!(
+        "{MINIMAL}tenant_strategy:\n  tenant_overrides:\n    a: {{type: database, database_url: postgresql://u@eu/a, password_file: /eu}}\n    \
+         b: {{type: database, database_url: postgresql://u@us/b}}\n    c: {{type: database, database_url: \"postgresql://u:x@us/c\"}}\n  \
+         database_config: {{password_file: /common}}\n"
+    );
+    let config = parse(&text).unwrap();
+    let file = |tenant: &str| {
+        let target = config.target(tenant, Isolation::Database).unwrap();
+        assert_eq!(target.url.password_file, target.admin_url.unwrap().password_file);
+        target.url.password_file
+    };
+    assert_eq!([file("a"), file("b"), file("c")], [Some("/eu".into()), Some("/common".into()), None]);
+}
+
+#[test]
 fn overrides_are_spelled_like_the_key() {
     let text = format!(
         "{MINIMAL}tenant_strategy: {{tenant_overrides: {{007: {{type: schema, database_url: postgresql://u@eu/x}}}}}}\n"

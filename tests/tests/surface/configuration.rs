@@ -61,9 +61,12 @@ async fn wrong_usage_and_absent_daemons_have_their_exit_codes() -> Result<()> {
     {
         run(&path, args).await?.assert(2, &[])?;
     }
-    run(&path, &["move", "7", "--to", "database", "--target", "postgresql://eu/x"])
-        .await?
-        .assert(2, &["--target", "not in this version"])?;
+    for target in ["postgresql://u:hunter2@eu/x", "postgresql://u@eu/x?password=hunter2", "eu:hunter2@x"] {
+        let said = run(&path, &["move", "7", "--to", "database", "--target", target]).await?;
+        said.assert(2, &["--target-password-file"])?;
+        anyhow::ensure!(!format!("{said:?}").contains("hunter2"), "{said:?}");
+    }
+    run(&path, &["move", "7", "--target-password-file", "x"]).await?.assert(2, &["--target"])?;
     for later in ["assess", "rehearse", "cutover", "rollback", "complete", "resume", "pause", "apply"] {
         run(&path, &[later, "7"]).await?.assert(2, &[later, "not in this version"])?;
     }

@@ -131,6 +131,14 @@ fn patterns_must_make_a_name_of_their_own_for_every_tenant() {
     );
     assert!(overrides("postgres: database").contains("tenant_overrides.postgres: the name \"postgres\" is reserved"));
     assert!(overrides("shop: database").contains("tenant_overrides.shop: the database \"shop\" is the source itself"));
+    assert!(
+        overrides("a: {type: database, password_file: /f}")
+            .contains("tenant_overrides.a: password_file is for a database_url, which is missing")
+    );
+    assert!(
+        overrides("a: {type: database, database_url: \"postgresql://u:S3CR3T@h/a\", password_file: /f}")
+            .contains("tenant_overrides.a: database_url has a password and password_file names one too")
+    );
     let own = "{type: database, database_url: postgresql://u@h/one}";
     assert!(overrides(&format!("a: {own}, b: {own}")).contains("gets the same name \"one\""));
 }
