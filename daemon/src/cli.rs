@@ -7,6 +7,7 @@ mod check;
 mod client;
 mod exit;
 mod format;
+mod hold;
 mod init;
 mod later;
 pub mod load;
@@ -109,6 +110,14 @@ enum Command {
     /// Compare a tenant on both sides at one position
     #[command(after_help = "Example:\n  carveout verify 42 && echo equal")]
     Verify(Tenant),
+    /// Hold a move: its copy and its target stand, its changes gather in the spool
+    #[command(after_help = "Example:\n  carveout pause 42")]
+    Pause(Tenant),
+    /// Let a move go on that was paused, or whose fault has been mended
+    #[command(
+        after_help = "Example:\n  carveout resume 42\n  carveout resume 42 --skip 0/5000060 && carveout verify 42"
+    )]
+    Resume(hold::Options),
     /// Before cutover: forget a move, and drop only what Carveout itself created
     #[command(after_help = "Example:\n  carveout cancel 42")]
     Cancel(Tenant),
@@ -137,6 +146,8 @@ pub fn main() -> ExitCode {
         Command::Status(options) => status::run(&global, &options),
         Command::Move(options) => moves::run(&global, &options),
         Command::Verify(tenant) => verify::run(&global, &tenant),
+        Command::Pause(tenant) => hold::pause(&global, &tenant),
+        Command::Resume(options) => hold::resume(&global, &options),
         Command::Cancel(tenant) => cancel::run(&global, &tenant),
         Command::Demo(options) => run_demo(options),
         Command::Completions { shell } => completions(shell),

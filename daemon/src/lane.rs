@@ -22,7 +22,7 @@ use schemas::{Lsn, Snapshot, TableName};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::pipeline::Progress;
-use crate::spool::{SpoolReader, SpoolState};
+use crate::spool::{Place, SpoolReader, SpoolState};
 use crate::stop;
 use group::{Group, Limits, Skipped, Stopped};
 
@@ -50,6 +50,8 @@ pub struct LanePlan {
     pub prev_end: Lsn,
     /// The acknowledge record says that this was held: a transaction end.
     pub must_hold: Lsn,
+    /// The ends of transactions that a person leaves out.
+    pub skipped: Vec<Lsn>,
     /// Most rows in a group.
     pub batch_rows: usize,
     /// How long the groups take.
@@ -101,8 +103,9 @@ pub enum LaneCommand {
 pub enum LaneEnded {
     /// It was told to.
     Stopped,
-    /// A person must look; the lane can go on from where it is afterwards.
-    Fault(Fault),
+    /// A person must look; the lane can go on from where it is afterwards. With the end of the transaction that it
+    /// is about, where it is about one.
+    Fault(Fault, Option<Lsn>),
     /// Its continuity is lost: the rows must be copied again.
     Broken(Fault),
 }
@@ -112,7 +115,7 @@ enum End {
     Stopped,
     /// Another lane wants the connection.
     Shared,
-    Fault(Fault),
+    Fault(Fault, Option<Lsn>),
     Broken(Fault),
     Failed(Error),
 }
@@ -158,7 +161,7 @@ impl Lane {
             match self.session().await {
                 End::Stopped => return LaneEnded::Stopped,
                 End::Shared => backoff = FIRST_BACKOFF,
-                End::Fault(fault) => return LaneEnded::Fault(fault),
+                End::Fault(fault, at) => return LaneEnded::Fault(fault, at),
                 End::Broken(fault) => return LaneEnded::Broken(fault),
                 End::Failed(error) if error.may_pass() => {
                     if self.plan.spool.applied() > before {
@@ -177,16 +180,18 @@ impl Lane {
                     }
                     backoff = (backoff * 2).min(LONGEST_BACKOFF);
                 }
-                End::Failed(error) => return LaneEnded::Fault(self.fault(&error)),
+                End::Failed(error) => return LaneEnded::Fault(self.fault(&error, None), None),
             }
         }
     }
 
-    fn fault(&self, error: &Error) -> Fault {
+    /// What a person is told; `transaction` is the end of the one that does not go in.
+    fn fault(&self, error: &Error, transaction: Option<Lsn>) -> Fault {
         let code = if error.is_constraint() { "constraint" } else { "apply" };
         let at = self.plan.spool.position();
+        let message = format!("after {at}: {error}{}", named(transaction));
         let next = format!("mend the target, then `carveout move` resumes after {at}; or `carveout cancel`");
-        Fault::new(code, self.plan.sink.id.to_string(), format!("after {at}: {error}"), next)
+        Fault::new(code, self.plan.sink.id.to_string(), message, next + &skip_hint(transaction))
     }
 
     /// One connection to the target.
@@ -211,7 +216,7 @@ impl Lane {
         self.compared = true;
         self.meter.set_trouble(None);
         let mut reader = SpoolReader::open(&self.plan.spool_dir).map_err(|error| self.spool_broken(&error))?;
-        let mut group = Group::new(&self.plan.copied, Arc::clone(&self.plan.spool));
+        let mut group = self.group();
         let mut sealed = self.plan.spool.sealed.subscribe();
         if !self.skip_applied(&mut reader, &mut group, lsn)? {
             // The end of the spool was lost with the machine; it comes again.
@@ -219,7 +224,7 @@ impl Lane {
                 return Ok(End::Stopped);
             }
             reader = SpoolReader::open(&self.plan.spool_dir).map_err(|error| self.spool_broken(&error))?;
-            group = Group::new(&self.plan.copied, Arc::clone(&self.plan.spool));
+            group = self.group();
             if !self.skip_applied(&mut reader, &mut group, lsn)? {
                 return Err(self.not_an_end(lsn));
             }
@@ -254,6 +259,10 @@ impl Lane {
                 }
             }
         }
+    }
+
+    fn group(&self) -> Group {
+        Group::new(&self.plan.copied, &self.plan.skipped, Arc::clone(&self.plan.spool))
     }
 
     /// Whether others may be waiting for this lane's connection.
@@ -379,13 +388,20 @@ impl Lane {
             };
             match group.take_stopped() {
                 Some(Stopped::Damaged(why)) => return Err(self.spool_broken(&why)),
-                Some(Stopped::Ordered { fault, after: 0 }) => return Err(End::Fault(fault)),
+                Some(Stopped::Ordered { fault, after: 0 }) => {
+                    let end = self.transaction_at(reader, start)?;
+                    let (message, next) = (fault.message + &named(end), fault.next + &skip_hint(end));
+                    return Err(End::Fault(Fault { message, next, ..fault }, end));
+                }
                 // What comes before the order to stop is still good.
                 Some(Stopped::Ordered { after, .. }) => limits.transactions = after,
                 None if error.may_pass() => return Err(End::Failed(error)),
                 None => match (mode, limits.transactions) {
                     (Mode::Sets, _) => mode = Mode::Rows,
-                    (Mode::Rows, 1) => return Err(End::Failed(error)),
+                    (Mode::Rows, 1) => {
+                        let end = self.transaction_at(reader, start)?;
+                        return Err(End::Fault(self.fault(&error, end), end));
+                    }
                     (Mode::Rows, _) => limits.transactions = 1,
                 },
             }
@@ -394,4 +410,21 @@ impl Lane {
             group.again(limits);
         }
     }
+
+    /// The end of the first transaction from `start` on.
+    fn transaction_at(&self, reader: &mut SpoolReader, start: Place) -> std::result::Result<Option<Lsn>, End> {
+        let sealed = *self.plan.spool.sealed.borrow();
+        let end = reader.seek(start).and_then(|()| group::next_end(reader, &sealed));
+        end.map_err(|error| self.spool_broken(&error))
+    }
+}
+
+fn named(transaction: Option<Lsn>) -> String {
+    transaction.map_or(String::new(), |end| format!(" (in the transaction that ends at {end})"))
+}
+
+fn skip_hint(transaction: Option<Lsn>) -> String {
+    transaction.map_or(String::new(), |end| {
+        format!("; or leave that transaction out of the target: `carveout resume TENANT --skip {end}`")
+    })
 }

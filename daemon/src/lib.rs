@@ -6,6 +6,7 @@ pub mod clock;
 pub mod demo;
 pub mod http;
 pub mod lane;
+pub mod load;
 pub mod metrics;
 pub mod moves;
 pub mod ownership;

@@ -85,6 +85,10 @@ impl Metrics {
             gauge("slot_retained_bytes", "Log that the slot keeps on the source", kept);
         }
         let tenants = status.tenants.iter().filter(|tenant| tenant.fault.is_some()).count() as u64;
+        let paused = status.tenants.iter().filter(|tenant| tenant.paused).count() as u64;
+        let throttled = status.tenants.iter().filter(|tenant| tenant.throttled_by.is_some()).count() as u64;
+        gauge("copies_throttled", "Copies that give way to the source's load", throttled);
+        gauge("paused", "Moves that a person holds", paused);
         gauge("faults", "Faults that wait for a person", tenants + u64::from(source.fault.is_some()));
     }
 

@@ -23,6 +23,7 @@ use schemas::{Lsn, MoveId, Phase, TableName};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::lane::{LaneCommand, LaneMeter};
+use crate::load::Gate;
 use crate::metrics::{Metrics, Numbers};
 use crate::pipeline::PipelineHandle;
 use crate::router::TableRoute;
@@ -55,6 +56,8 @@ pub struct Context {
     pub copy_tables: Semaphore,
     /// `limits.copy_rows_per_second`.
     pub throttle: Throttle,
+    /// `limits.source`.
+    pub gate: Gate,
     /// What is measured.
     pub metrics: Metrics,
 }
@@ -293,6 +296,9 @@ pub enum StepError {
     /// A person must look.
     #[error("{}: {}", .0.object, .0.message)]
     Fault(Fault),
+    /// A person must look at the transaction that ends there.
+    #[error("{}: {}", .0.object, .0.message)]
+    Transaction(Fault, Lsn),
     /// The lane's continuity is lost.
     #[error("{}: {}", .0.object, .0.message)]
     Broken(Fault),

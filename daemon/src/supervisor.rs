@@ -2,6 +2,7 @@
 //! the command line can ask for is a method here.
 
 mod commands;
+mod hold;
 mod published;
 mod report;
 
@@ -18,6 +19,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::Instrument;
 
+use crate::load::{self, Gate};
 use crate::metrics::Metrics;
 use crate::moves::{self, Context, Moving, SpoolLink, drive};
 use crate::pipeline;
@@ -109,6 +111,7 @@ impl Supervisor {
             target_connections: Arc::new(Semaphore::new(limits.target_connections as usize)),
             copying: Semaphore::new(limits.copy_parallel as usize),
             copy_tables: Semaphore::new(limits.copy_parallel as usize),
+            gate: Gate::new(limits.source.clone()),
             throttle: Throttle::new(limits.copy_rows_per_second.into()),
             metrics: Metrics::new(config.metrics.per_tenant),
             state: store.identity()?,
@@ -128,6 +131,9 @@ impl Supervisor {
         supervisor.resume(records, links);
         tokio::spawn(Arc::clone(&supervisor).take_broken(broken));
         tokio::spawn(Arc::clone(&supervisor).watch_source());
+        if supervisor.context.gate.is_limited() {
+            tokio::spawn(Arc::clone(&supervisor).watch_load());
+        }
         if supervisor.context.config.auto_start {
             tokio::spawn(Arc::clone(&supervisor).start_declared());
         }
@@ -137,7 +143,7 @@ impl Supervisor {
     /// Starts the drivers of the moves that were under way.
     fn resume(&self, records: Vec<MoveRecord>, mut links: BTreeMap<MoveId, SpoolLink>) {
         for record in records {
-            let (id, standing) = (record.id, record.fault.is_some());
+            let (id, standing) = (record.id, record.fault.is_some() || record.paused);
             let moving = Arc::new(Moving::new(record));
             moving.set_spool(links.remove(&id));
             let entry = Entry { moving, driver: Arc::new(Mutex::new(None)) };
@@ -205,6 +211,23 @@ impl Supervisor {
         true
     }
 
+    /// Keeps the copies' gate up to date, while there are any.
+    async fn watch_load(self: Arc<Self>) {
+        let mut connection = None;
+        let mut tick = tokio::time::interval(load::EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !*self.stop.borrow() {
+            tick.tick().await;
+            let copying = |entry: &Entry| entry.moving.record().phase == schemas::Phase::Copying;
+            let any = self.lock().values().any(copying);
+            if any {
+                self.context.gate.measure(&mut connection, &self.context.config).await;
+            } else if connection.take().is_some() {
+                self.context.gate.forget();
+            }
+        }
+    }
+
     /// Moves declared in `tenant_overrides`.
     async fn start_declared(self: Arc<Self>) {
         let declared: Vec<(String, schemas::config::Isolation)> =
@@ -214,7 +237,7 @@ impl Supervisor {
             if isolation == schemas::config::Isolation::Shared || self.find(&tenant).is_some() {
                 continue;
             }
-            let wanted = Wanted { to: Some(isolation), target: None };
+            let wanted = Wanted { to: Some(isolation), ..Wanted::default() };
             if let Err(refusal) = self.start_move(&tenant, wanted).await {
                 tracing::error!(tenant, cause = refusal.fault.message, "a declared move was not started");
             }

@@ -26,7 +26,7 @@ use serde::Deserialize;
 pub use env::Environment;
 pub use error::{ConfigError, Place};
 pub use pattern::NameError;
-pub use service::{Hooks, Http, Kafka, Limits, Log, LogFormat, Metrics};
+pub use service::{Hooks, Http, Kafka, Limits, Log, LogFormat, Metrics, SourceLimits};
 pub use strategy::{DatabaseConfig, Isolation, MigrationConfig, Override, TenantStrategy, Thresholds};
 pub use target::Target;
 pub use tenancy::{NullTenant, TablePolicy, Tenancy};

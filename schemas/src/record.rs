@@ -96,6 +96,12 @@ pub struct MoveRecord {
     pub phase: Phase,
     /// What stopped it, when something did.
     pub fault: Option<Fault>,
+    /// The end of the transaction that the fault is about, where it is about one.
+    pub stopped_at: Option<Lsn>,
+    /// A person holds it; only a person lets it go.
+    pub paused: bool,
+    /// The ends of the transactions that a person had left out of the target.
+    pub skipped: Vec<Lsn>,
     /// The tables that move, fixed when the move was planned.
     pub tables: Vec<TableName>,
     /// Per table: how its rows' tenant is found. Routed by another path, rows would come and go wrongly.
@@ -115,6 +121,13 @@ pub struct MoveRecord {
     pub rows_copied: u64,
     /// The position of the last clean `verify`.
     pub verified_at: Option<Lsn>,
+}
+
+impl MoveRecord {
+    /// The first transaction that was left out and that no clean `verify` has come after.
+    pub fn unproved_skip(&self) -> Option<Lsn> {
+        self.skipped.iter().copied().find(|skipped| self.verified_at.is_none_or(|at| at < *skipped))
+    }
 }
 
 /// The server that a tenant has for itself. Where it is stays with the move: another one would know nothing of it.

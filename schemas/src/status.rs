@@ -78,6 +78,15 @@ pub struct TenantStatus {
     pub blocked_by: Vec<String>,
     /// What stopped the move, when something did.
     pub fault: Option<Fault>,
+    /// Whether a person holds it (`pause`).
+    #[serde(default)]
+    pub paused: bool,
+    /// The ends of the transactions that `resume --skip` left out.
+    #[serde(default)]
+    pub skipped: Vec<Lsn>,
+    /// Which of `limits.source` keeps the copy standing; null when none does.
+    #[serde(default)]
+    pub throttled_by: Option<String>,
     /// What failed and is being tried again; null when nothing is.
     #[serde(default)]
     pub waiting_for: Option<String>,

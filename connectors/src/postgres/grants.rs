@@ -52,7 +52,7 @@ impl Session {
 }
 
 /// What the role of `source.url` lacks to stream, to read the tables and to be warned.
-pub async fn source(client: &Client, owned: &[Owned]) -> Result<Vec<Finding>> {
+pub async fn source(client: &Client, config: &Config, owned: &[Owned]) -> Result<Vec<Finding>> {
     let row = client
         .query_one(
             "SELECT rolname::text, rolreplication OR rolsuper, pg_has_role('pg_read_all_stats', 'USAGE')
@@ -69,9 +69,17 @@ pub async fn source(client: &Client, owned: &[Owned]) -> Result<Vec<Finding>> {
         findings.push(Finding::new(Severity::Error, &object, "it may not stream from a slot", remedy));
     }
     if !row.get::<_, bool>(2) {
-        let cause = "it does not see the transactions of other roles: check cannot warn of those that are long";
+        let (severity, cause) = match config.limits.source.any() {
+            true => {
+                (Severity::Error, "it does not see the sessions of other roles: limits.source would stop every copy")
+            }
+            false => (
+                Severity::Note,
+                "it does not see the transactions of other roles: check cannot warn of those that are long",
+            ),
+        };
         let remedy = format!("GRANT pg_read_all_stats TO {}", ident(&role));
-        findings.push(Finding::new(Severity::Note, &object, cause, remedy));
+        findings.push(Finding::new(severity, &object, cause, remedy));
     }
     findings.extend(tables(client, &role, owned).await?);
     Ok(findings)

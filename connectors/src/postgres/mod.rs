@@ -9,6 +9,7 @@ pub mod control;
 pub mod copy;
 pub mod error;
 mod grants;
+pub mod load;
 pub mod password;
 pub mod pgoutput;
 pub mod policy;

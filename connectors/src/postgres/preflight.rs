@@ -30,7 +30,7 @@ pub async fn check(config: &Config) -> Result<(Vec<Finding>, Vec<Owned>)> {
         ));
     }
     findings.extend(refused);
-    findings.extend(grants::source(&client, &owned).await?);
+    findings.extend(grants::source(&client, config, &owned).await?);
     findings.extend(left_out(&client, &owned).await?);
     findings.extend(prepare::wanted(&client, config, &owned).await?);
     findings.extend(grants::targets(config, &owned).await);

@@ -9,7 +9,7 @@ use super::exit::{Exit, Failure};
 
 /// Their names, for the tests.
 #[cfg(test)]
-pub const NAMES: [&str; 8] = ["assess", "rehearse", "cutover", "rollback", "complete", "resume", "pause", "apply"];
+pub const NAMES: [&str; 6] = ["assess", "rehearse", "cutover", "rollback", "complete", "apply"];
 
 /// One of them.
 #[derive(Subcommand)]
@@ -29,12 +29,6 @@ pub enum Later {
     /// Not in this version: end a move, delete the tenant's rows from the source
     #[command(hide = true)]
     Complete(Anything),
-    /// Not in this version: go on after a fault
-    #[command(hide = true)]
-    Resume(Anything),
-    /// Not in this version: hold a move
-    #[command(hide = true)]
-    Pause(Anything),
     /// Not in this version: a worker of the Kafka deployment
     #[command(hide = true)]
     Apply(Anything),
@@ -60,8 +54,6 @@ impl Later {
             ),
             Later::Rollback(_) => ("rollback", ""),
             Later::Complete(_) => ("complete", ""),
-            Later::Resume(_) => ("resume", "carveout move TENANT resumes a move where it stopped"),
-            Later::Pause(_) => ("pause", ""),
             Later::Apply(_) => ("apply", ""),
         };
         let message = format!("`carveout {name}` is not in this version ({})", env!("CARGO_PKG_VERSION"));

@@ -139,5 +139,9 @@ fn stopped(status: &TenantStatus) -> Option<Fault> {
             format!("carveout status {name}"),
         )
     };
+    if status.paused {
+        let message = format!("the move of tenant {name} is paused");
+        return Some(Fault::new("paused", name.as_str(), message, format!("carveout resume {name}")));
+    }
     status.fault.clone().or_else(|| stands.then(fallback))
 }

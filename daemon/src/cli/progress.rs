@@ -19,8 +19,8 @@ const LINE_PERCENT: u64 = 10;
 /// What has been shown so far.
 pub struct Progress {
     terminal: bool,
-    /// Phase and tenths of the copy of the last line, without a terminal.
-    shown: Option<(String, u64)>,
+    /// Phase, tenths of the copy, and whether it was throttled, of the last line without a terminal.
+    shown: Option<(String, u64, bool)>,
     /// When, and how many rows were copied then; no older than the window, but one.
     samples: VecDeque<(Instant, u64)>,
 }
@@ -37,7 +37,8 @@ impl Progress {
         if self.terminal {
             return note(&format!("\r{}\x1b[K", line(status, rate)));
         }
-        let key = (status.phase.clone(), percent(status.rows_copied, status.rows_total) / LINE_PERCENT);
+        let tenths = percent(status.rows_copied, status.rows_total) / LINE_PERCENT;
+        let key = (status.phase.clone(), tenths, status.throttled_by.is_some());
         if self.shown.as_ref() != Some(&key) {
             note(&format!("{}\n", line(status, rate)));
             self.shown = Some(key);
@@ -71,7 +72,10 @@ fn line(status: &TenantStatus, rate: Option<u64>) -> String {
             let done = percent(status.rows_copied, status.rows_total);
             let full = BAR_WIDTH * done as usize / 100;
             let bar = format!("{}{}", "#".repeat(full), "-".repeat(BAR_WIDTH - full));
-            let rate = rate.map_or(String::new(), |rate| format!("  {} rows/s", count(rate)));
+            let rate = match &status.throttled_by {
+                Some(load) => format!("  throttled: {}", plain(load)),
+                None => rate.map_or(String::new(), |rate| format!("  {} rows/s", count(rate))),
+            };
             let (copied, total) = (count(status.rows_copied), count(status.rows_total));
             format!("{start}  [{bar}] {done:>3}%  {copied}/{total} rows{rate}  {behind} behind")
         }
@@ -117,6 +121,9 @@ mod tests {
             can_cutover: false,
             blocked_by: Vec::new(),
             fault: None,
+            paused: false,
+            skipped: Vec::new(),
+            throttled_by: None,
             waiting_for: None,
             changes_applied: 0,
             verified_at_lsn: None,
@@ -124,6 +131,9 @@ mod tests {
         };
         let expected = "7  copying  [##########----------]  50%  60,000/120,000 rows  5,000 rows/s  1.5 KiB behind";
         assert_eq!(line(&status, Some(5000)), expected);
+        let throttled = TenantStatus { throttled_by: Some("active_sessions 9 (limit 8)".to_owned()), ..status.clone() };
+        let expected = "120,000 rows  throttled: active_sessions 9 (limit 8)  1.5 KiB behind";
+        assert!(line(&throttled, Some(0)).ends_with(expected), "{}", line(&throttled, Some(0)));
         let status = TenantStatus { phase: "catching_up".to_owned(), lag_seconds: Some(12.3), ..status };
         assert_eq!(line(&status, Some(5000)), "7  catching_up  lag 12.3 s  1.5 KiB behind");
     }

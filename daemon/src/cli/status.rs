@@ -88,6 +88,9 @@ fn everything(status: &Status) -> String {
         if let Some(fault) = &tenant.fault {
             text += &format!("\n{}\n", describe(&plain(&tenant.tenant.0), fault));
         }
+        if let Some(load) = &tenant.throttled_by {
+            text += &format!("\n{}: the copy gives way to the source: {}\n", plain(&tenant.tenant.0), plain(load));
+        }
         if let Some(waiting) = &tenant.waiting_for {
             text += &format!("\n{}: waiting: {}\n", plain(&tenant.tenant.0), plain(waiting));
         }
@@ -116,12 +119,17 @@ fn row(tenant: &TenantStatus) -> Vec<String> {
         tenant.r#move.to_string(),
         tenant.to.clone(),
         place(tenant),
-        tenant.phase.clone(),
+        phase(tenant),
         rows,
         tenant.lag_seconds.map_or(NOTHING.to_owned(), seconds),
         bytes(tenant.lag_bytes),
         tenant.fault.as_ref().map_or(NOTHING.to_owned(), |fault| fault.code.clone()),
     ]
+}
+
+/// The phase, and whether a person holds the move.
+fn phase(tenant: &TenantStatus) -> String {
+    if tenant.paused { format!("{} (paused)", tenant.phase) } else { tenant.phase.clone() }
 }
 
 /// The target's name, and its server where the tenant has one for itself.
@@ -144,7 +152,7 @@ pub fn one(tenant: &TenantStatus) -> String {
         ("move", tenant.r#move.to_string()),
         ("lives in", tenant.isolation.clone()),
         ("goes to", format!("{} {}", tenant.to, place(tenant))),
-        ("phase", tenant.phase.clone()),
+        ("phase", phase(tenant)),
         ("copied", format!("{} of {} rows ({done}%)", count(tenant.rows_copied), count(tenant.rows_total))),
         ("lag", format!("{lag}; {} of log behind", bytes(tenant.lag_bytes))),
         ("received", tenant.received_lsn.to_string()),
@@ -153,6 +161,9 @@ pub fn one(tenant: &TenantStatus) -> String {
         ("verified", tenant.verified_at_lsn.map_or("never".to_owned(), |lsn| format!("equal at {lsn}"))),
         ("cutover", cutover),
     ];
+    let skipped: Vec<String> = tenant.skipped.iter().map(ToString::to_string).collect();
+    lines.extend((!skipped.is_empty()).then(|| ("left out", skipped.join(", "))));
+    lines.extend(tenant.throttled_by.clone().map(|load| ("throttled", format!("by the source's load: {load}"))));
     lines.extend(tenant.waiting_for.clone().map(|waiting| ("waiting", waiting)));
     lines.extend(tenant.route_epoch.map(|epoch| ("route", format!("epoch {epoch}"))));
     let mut text: String = lines.iter().map(|(name, value)| format!("{name:<10}{}\n", plain(value))).collect();

@@ -12,10 +12,12 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use schemas::Lsn;
 use schemas::config::Isolation;
 use schemas::record::NamedTarget;
 use schemas::status::{Status, TenantStatus};
 use schemas::url::{BadUrl, PgUrl};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tracing::Instrument;
 
@@ -28,9 +30,9 @@ const BODY_LIMIT_BYTES: usize = 64 << 10;
 /// The longest wait for a body.
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// Commands that there are.
-pub const COMMANDS: [&str; 3] = ["move", "verify", "cancel"];
+pub const COMMANDS: [&str; 5] = ["move", "verify", "pause", "resume", "cancel"];
 /// Commands of the interface that this version does not have.
-pub const LATER: [&str; 6] = ["rehearse", "cutover", "rollback", "complete", "pause", "resume"];
+pub const LATER: [&str; 4] = ["rehearse", "cutover", "rollback", "complete"];
 
 /// What a handler gets to the supervisor by.
 type Daemon = State<Weak<Supervisor>>;
@@ -45,6 +47,14 @@ struct MoveRequest {
     target: Option<String>,
     /// The file on the daemon's machine that has the password for `target`.
     target_password_file: Option<PathBuf>,
+}
+
+/// The body of `resume`.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ResumeRequest {
+    /// The end of the transaction to leave out.
+    skip: Option<Lsn>,
 }
 
 /// `GET /readyz`
@@ -113,6 +123,17 @@ pub async fn command(
             let supervisor = alive(&daemon)?;
             finish(async move { supervisor.verify(&tenant).await }).await
         }
+        "pause" => {
+            read(body).await?;
+            let supervisor = alive(&daemon)?;
+            finish(async move { supervisor.pause(&tenant).await }).await
+        }
+        "resume" => {
+            let ResumeRequest { skip } =
+                request(&read(body).await?, "resume", "send nothing, or {\"skip\": \"0/5000060\"}")?;
+            let supervisor = alive(&daemon)?;
+            finish(async move { supervisor.resume_tenant(&tenant, skip).await }).await
+        }
         "cancel" => {
             read(body).await?;
             let supervisor = alive(&daemon)?;
@@ -126,7 +147,7 @@ pub async fn command(
                 "not_found",
                 other,
                 message,
-                "the commands are move, verify and cancel",
+                "the commands are move, verify, pause, resume and cancel",
             ))
         }
     }
@@ -173,17 +194,23 @@ async fn read(body: Body) -> Result<Bytes, Problem> {
     tokio::time::timeout(BODY_DEADLINE, to_bytes(body, BODY_LIMIT_BYTES)).await.map_err(late)?.map_err(large)
 }
 
+/// What a command was sent; nothing is the default.
+fn request<T: Default + DeserializeOwned>(body: &[u8], command: &str, next: &str) -> Result<T, Problem> {
+    match body.trim_ascii() {
+        b"" => Ok(T::default()),
+        // The position is enough: the parser's message would quote what was sent, a URL's password too.
+        json => serde_json::from_slice(json).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            let message = format!("the body is not what {command} takes (line {line}, column {column})");
+            Problem::bad_request("body", message, next)
+        }),
+    }
+}
+
 /// Where `move` is asked to bring the tenant.
 fn wanted(body: &[u8]) -> Result<Wanted, Problem> {
     let next = "send {\"to\": \"schema\"} or {\"to\": \"database\"}, for a server of its own with \"target\": \"postgresql://…\"";
-    let request: MoveRequest = match body.trim_ascii() {
-        b"" => MoveRequest::default(),
-        // The position is enough: the parser's message would quote what was sent, a URL's password too.
-        json => serde_json::from_slice(json).map_err(|error| {
-            let message = format!("the body is not what move takes (line {}, column {})", error.line(), error.column());
-            Problem::bad_request("body", message, next)
-        })?,
-    };
+    let request: MoveRequest = request(body, "move", next)?;
     let to = match request.to.as_deref() {
         None => None,
         Some("schema") => Some(Isolation::Schema),
@@ -192,7 +219,7 @@ fn wanted(body: &[u8]) -> Result<Wanted, Problem> {
     };
     let target = named_target(request.target.as_deref(), request.target_password_file)
         .map_err(|(object, why)| Problem::bad_request(object, why, next))?;
-    Ok(Wanted { to, target })
+    Ok(Wanted { to, target, resume: false })
 }
 
 /// Reads `--target` and its password file; the error is the part that is wrong, and why. The URL goes into records,

@@ -54,8 +54,11 @@ pub(super) struct Group {
     told: bool,
     spool: Arc<SpoolState>,
     limits: Limits,
-    /// xid and commit position of the transaction that is being read.
+    /// The ends of transactions that a person leaves out, as far as the target is not past them.
+    skipped: Vec<Lsn>,
+    /// xid and commit position of the transaction that is being read, and whether it is one of those.
     current: Option<(u32, Lsn)>,
+    left_out: bool,
     /// The end of the last transaction that was read for the group, and of the last one before it: the target
     /// holds that.
     end: Lsn,
@@ -69,9 +72,11 @@ pub(super) struct Group {
 }
 
 impl Group {
-    pub fn new(copied: &HashMap<TableName, Copied>, spool: Arc<SpoolState>) -> Self {
+    pub fn new(copied: &HashMap<TableName, Copied>, skipped: &[Lsn], spool: Arc<SpoolState>) -> Self {
         Group {
             copied: copied.clone(),
+            skipped: skipped.to_vec(),
+            left_out: false,
             relations: HashMap::new(),
             passed_over: Vec::new(),
             told: false,
@@ -91,6 +96,7 @@ impl Group {
     /// A new group begins: the target holds the one before.
     pub fn begin(&mut self, limits: Limits) {
         self.before = self.end;
+        self.skipped.retain(|skipped| *skipped > self.before);
         self.reset(limits);
     }
 
@@ -105,7 +111,7 @@ impl Group {
     fn reset(&mut self, limits: Limits) {
         self.limits = limits;
         (self.rows, self.bytes, self.transactions) = (0, 0, 0);
-        (self.current, self.stopped) = (None, None);
+        (self.current, self.left_out, self.stopped) = (None, false, None);
     }
 
     pub fn take_stopped(&mut self) -> Option<Stopped> {
@@ -173,6 +179,8 @@ impl Group {
             match reader.next(sealed).map_err(|error| self.stop(Stopped::Damaged(error)))? {
                 Some(Frame::Begin { xid, commit_lsn, commit_ts }) => {
                     self.current = Some((xid, commit_lsn));
+                    let left_out = self.is_skipped(reader, sealed);
+                    self.left_out = left_out.map_err(|error| self.stop(Stopped::Damaged(error)))?;
                     if self.transactions == 0 {
                         self.spool.set_oldest(commit_ts, commit_lsn);
                     }
@@ -215,6 +223,14 @@ impl Group {
         }
     }
 
+    /// Whether the transaction that has just begun is left out.
+    fn is_skipped(&self, reader: &mut SpoolReader, sealed: &Sealed) -> io::Result<bool> {
+        if self.skipped.is_empty() {
+            return Ok(false);
+        }
+        Ok(next_end(reader, sealed)?.is_some_and(|end| self.skipped.contains(&end)))
+    }
+
     fn is_full(&self) -> bool {
         self.rows >= self.limits.rows || self.bytes >= PIECE_BYTES || self.transactions >= self.limits.transactions
     }
@@ -238,9 +254,10 @@ impl Group {
         Ok(self.is_applied()? || self.copied.get(table).is_some_and(|copied| copied.holds(xid, commit_lsn)))
     }
 
-    /// The stream may bring again what the target holds, when the spool ended before it.
+    /// The stream may bring again what the target holds, when the spool ended before it. What is left out counts
+    /// as held.
     fn is_applied(&self) -> Result<bool> {
-        Ok(self.transaction()?.1 < self.checkpoint)
+        Ok(self.transaction()?.1 < self.checkpoint || self.left_out)
     }
 
     fn transaction(&self) -> Result<(u32, Lsn)> {
@@ -251,6 +268,20 @@ impl Group {
         self.stopped = Some(why);
         Error::state("read the spool", "it ends here")
     }
+}
+
+/// The end of the transaction that the reader stands in or before; it stays there.
+pub(super) fn next_end(reader: &mut SpoolReader, sealed: &Sealed) -> io::Result<Option<Lsn>> {
+    let place = reader.place();
+    let end = loop {
+        match reader.next(sealed)? {
+            Some(Frame::Commit { end }) => break Some(end),
+            Some(_) => {}
+            None => break None,
+        }
+    };
+    reader.seek(place)?;
+    Ok(end)
 }
 
 /// What a message of the spool is to the group.

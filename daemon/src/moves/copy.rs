@@ -48,6 +48,8 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
         // came before it and is in no spool, before it counts here.
         let spooled = moving.spool().map_or(Lsn::ZERO, |link| link.state.sealed.borrow().end);
         context.pipeline.passed(spooled).await?;
+        // While the source is busy nothing is begun that it has to keep row versions for.
+        context.gate.passed().await;
         let held = joined_snapshot(context, moving, record.fresh_xid).await?;
         // Not in the snapshot's transaction, which would keep every table locked against DDL from now on.
         let asking = client::connect(&context.config.source.url, "copy").await?;
@@ -162,7 +164,10 @@ async fn copy_one(
     };
     let rows = copy_table(&from, &mut into, &job, |rows| {
         moving.rows_copied.fetch_add(rows, Ordering::Relaxed);
-        context.throttle.take(rows)
+        async move {
+            context.gate.passed().await;
+            context.throttle.take(rows).await;
+        }
     })
     .await?;
     tracing::info!(id = %record.id, table = %owned.table.name, rows, "table copied");

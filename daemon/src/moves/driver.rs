@@ -82,15 +82,16 @@ async fn give_up(context: &Context, moving: &Moving, error: StepError) {
         Phase::Cancelling => "mend the cause, then `carveout cancel` again",
         _ => "mend the cause, then `carveout move` resumes where it stopped; or `carveout cancel`",
     };
-    let (fault, broken) = match error {
-        StepError::Broken(fault) => (fault, true),
-        StepError::Fault(fault) => (fault, false),
-        error => (Fault::new("step_failed", record.id.to_string(), error.to_string(), next), false),
+    let (fault, at, broken) = match error {
+        StepError::Broken(fault) => (fault, None, true),
+        StepError::Fault(fault) => (fault, None, false),
+        StepError::Transaction(fault, end) => (fault, Some(end), false),
+        error => (Fault::new("step_failed", record.id.to_string(), error.to_string(), next), None, false),
     };
     tracing::error!(id = %record.id, tenant = %record.tenant, code = fault.code, cause = fault.message, "the move stopped");
     let stored = match broken {
         true => moving.break_off(&context.store, fault).map(|_| ()),
-        false => moving.update(&context.store, |record| record.fault = Some(fault)),
+        false => moving.update(&context.store, |record| (record.fault, record.stopped_at) = (Some(fault), at)),
     };
     if let Err(error) = stored {
         tracing::error!(%error, "the fault could not be stored");
@@ -283,6 +284,7 @@ async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
         copied,
         prev_end: link.prev_end,
         must_hold: link.must_hold,
+        skipped: record.skipped.clone(),
         apply_seconds: context.metrics.apply_seconds(&record.tenant),
         batch_rows: usize::try_from(context.config.tenant_strategy.migration_config.batch_size).unwrap_or(usize::MAX),
     };
@@ -303,7 +305,8 @@ async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
     moving.set_lane(None);
     match ended {
         LaneEnded::Stopped => Err(StepError::Stopped),
-        LaneEnded::Fault(fault) => Err(StepError::Fault(fault)),
+        LaneEnded::Fault(fault, None) => Err(StepError::Fault(fault)),
+        LaneEnded::Fault(fault, Some(end)) => Err(StepError::Transaction(fault, end)),
         LaneEnded::Broken(fault) => Err(StepError::Broken(fault)),
     }
 }

@@ -49,6 +49,9 @@ pub async fn verify(context: &Context, moving: &Moving) -> Result<VerifyReport, 
     if record.phase != Phase::Following {
         return Err(refuse("it cannot be verified before its copy is complete", "carveout status"));
     }
+    if record.paused {
+        return Err(refuse("it is paused", "`carveout resume`, then verify"));
+    }
     if moving.verifying.swap(true, Ordering::Relaxed) {
         return Err(refuse("it is being verified already", "wait for that to end"));
     }

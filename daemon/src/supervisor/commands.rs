@@ -38,6 +38,8 @@ pub struct Wanted {
     pub to: Option<Isolation>,
     /// A server for this tenant.
     pub target: Option<NamedTarget>,
+    /// Let it go on if a person holds it.
+    pub resume: bool,
 }
 
 impl Wanted {
@@ -89,7 +91,15 @@ impl Supervisor {
                 "wait until it is cancelled, then move again",
             ));
         }
-        if record.fault.is_none() && record.phase != Phase::NeedsCopy {
+        if record.paused && !wanted.resume {
+            return Err(no(
+                "paused",
+                &record.id.to_string(),
+                "a person holds the move",
+                "`carveout resume` lets it go on",
+            ));
+        }
+        if record.fault.is_none() && record.phase != Phase::NeedsCopy && !record.paused {
             return Ok(());
         }
         // An order to stop stays in the spool: going on would pass over a change.
@@ -104,8 +114,10 @@ impl Supervisor {
         }
         Self::stop_driver(entry).await;
         entry.moving.update(&self.context.store, |record| {
-            record.fault = None;
+            (record.fault, record.stopped_at, record.paused) = (None, None, false);
             if let Ok(phase) = record.phase.after(Event::CopyAgain) {
+                // The new copy holds them.
+                record.skipped.clear();
                 (record.phase, record.copy_again, record.verified_at) = (phase, true, None);
                 (record.tables, record.paths) = (policy::names(tables), policy::paths(tables));
                 (record.published, record.fresh_xid) = (published, fresh_xid);
@@ -148,6 +160,9 @@ impl Supervisor {
             schema: target.schema,
             phase: Phase::Planned,
             fault: None,
+            stopped_at: None,
+            paused: false,
+            skipped: Vec::new(),
             tables: policy::names(tables),
             paths: policy::paths(tables),
             published,
@@ -267,7 +282,7 @@ impl Supervisor {
         }
         Self::stop_driver(&entry).await;
         entry.moving.update(&self.context.store, |record| {
-            (record.fault, record.verified_at) = (None, None);
+            (record.fault, record.stopped_at, record.paused, record.verified_at) = (None, None, false, None);
             if let Ok(phase) = record.phase.after(Event::Cancel) {
                 record.phase = phase;
             }
@@ -331,11 +346,11 @@ fn one_name_each(tables: &[Owned]) -> Result<(), Refusal> {
     }
 }
 
-fn no(code: &str, object: &str, message: &str, next: &str) -> Refusal {
+pub(super) fn no(code: &str, object: &str, message: &str, next: &str) -> Refusal {
     Refusal { kind: RefusalKind::Conflict, fault: Fault::new(code, object, message, next) }
 }
 
-fn not_found(tenant: &str) -> Refusal {
+pub(super) fn not_found(tenant: &str) -> Refusal {
     let fault = Fault::new(
         "not_found",
         tenant,
@@ -366,7 +381,9 @@ impl From<StepError> for Refusal {
         match error {
             StepError::Postgres(error) => error.into(),
             StepError::Store(error) => error.into(),
-            StepError::Fault(fault) | StepError::Broken(fault) => Refusal { kind: RefusalKind::Conflict, fault },
+            StepError::Fault(fault) | StepError::Transaction(fault, _) | StepError::Broken(fault) => {
+                Refusal { kind: RefusalKind::Conflict, fault }
+            }
             StepError::Stopped => no("stopping", "daemon", "the daemon stops", "start it again"),
         }
     }

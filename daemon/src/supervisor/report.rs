@@ -9,6 +9,7 @@ use schemas::{Lsn, Phase};
 
 use super::{Entry, Supervisor, behind};
 use crate::clock;
+use crate::load::Gate;
 use crate::moves::Moving;
 use crate::pipeline::Progress;
 
@@ -29,7 +30,7 @@ impl Supervisor {
         };
         let entries: Vec<Entry> = self.lock().values().cloned().collect();
         let shown = entries.iter().filter(|entry| entry.moving.record().phase != Phase::Cancelled);
-        let tenants = shown.map(|entry| tenant_status(&entry.moving, &progress)).collect();
+        let tenants = shown.map(|entry| tenant_status(&entry.moving, &progress, &self.context.gate)).collect();
         Status { version: env!("CARGO_PKG_VERSION").to_owned(), source, tenants }
     }
 
@@ -49,7 +50,7 @@ impl Supervisor {
     /// One tenant's move; a cancelled one only when there is no other.
     pub fn tenant(&self, tenant: &str) -> Option<TenantStatus> {
         let progress = self.context.pipeline.progress.borrow().clone();
-        self.find(tenant).map(|entry| tenant_status(&entry.moving, &progress))
+        self.find(tenant).map(|entry| tenant_status(&entry.moving, &progress, &self.context.gate))
     }
 
     /// Whether the daemon can work; if not, why.
@@ -73,7 +74,7 @@ impl Supervisor {
     }
 }
 
-fn tenant_status(moving: &Moving, progress: &Progress) -> TenantStatus {
+fn tenant_status(moving: &Moving, progress: &Progress, gate: &Gate) -> TenantStatus {
     let record = moving.record();
     let spool = moving.spool().map(|link| link.state);
     let following = record.phase == Phase::Following;
@@ -93,8 +94,13 @@ fn tenant_status(moving: &Moving, progress: &Progress) -> TenantStatus {
     let mut blocked_by = vec!["cutover is not in this version".to_owned()];
     blocked_by.extend(progress.fault.as_ref().map(|fault| fault.message.clone()));
     blocked_by.extend(record.fault.as_ref().map(|fault| fault.message.clone()));
+    blocked_by.extend(record.paused.then(|| "it is paused".to_owned()));
+    let unproved = |lsn| format!("transaction {lsn} was left out, and no clean verify has come after it");
+    blocked_by.extend(record.unproved_skip().map(unproved));
     let waiting_for = moving.meter.trouble();
     blocked_by.extend(waiting_for.clone());
+    let copies = record.phase == Phase::Copying && !record.paused && record.fault.is_none();
+    let throttled_by = gate.reason().filter(|_| copies);
     TenantStatus {
         server: record.server.as_ref().map(OwnServer::to_string),
         target: record.schema.clone().unwrap_or_else(|| record.database.clone()),
@@ -112,6 +118,9 @@ fn tenant_status(moving: &Moving, progress: &Progress) -> TenantStatus {
         can_cutover: false,
         blocked_by,
         fault: record.fault,
+        throttled_by,
+        paused: record.paused,
+        skipped: record.skipped,
         waiting_for,
         changes_applied: moving.meter.changes.load(Ordering::Relaxed),
         verified_at_lsn: record.verified_at,

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::units::{ByteSize, address, at_least_1mib, between, not_empty};
+use super::units::{ByteSize, Span, address, at_least_1mib, between, not_empty};
 
 /// The `limits` block. All bounds are the daemon's, over all tenants, unless they say otherwise.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -27,6 +28,8 @@ pub struct Limits {
     /// Rows copied per second; 0 is as fast as it goes.
     #[serde(deserialize_with = "between::<0, 1_000_000_000, _, _>")]
     pub copy_rows_per_second: u32,
+    /// What the source may be busy with while it is copied from.
+    pub source: SourceLimits,
     /// Connections to targets.
     #[serde(deserialize_with = "between::<1, 10_000, _, _>")]
     pub target_connections: u32,
@@ -43,9 +46,37 @@ impl Default for Limits {
             spool_total: ByteSize::gibibytes(50),
             copy_parallel: 4,
             copy_rows_per_second: 0,
+            source: SourceLimits::default(),
             target_connections: 64,
             reverse_slots: 20,
         }
+    }
+}
+
+/// `limits.source`: a copy stands still while the source is beyond one of these. 0 is no limit.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SourceLimits {
+    /// Sessions of others that run a statement.
+    #[serde(deserialize_with = "between::<0, 1_000_000, _, _>")]
+    pub active_sessions: u32,
+    /// Sessions of others that wait for a lock.
+    #[serde(deserialize_with = "between::<0, 1_000_000, _, _>")]
+    pub waiting_sessions: u32,
+    /// How far the standby that is furthest behind may be behind.
+    pub replica_lag: Span,
+}
+
+impl Default for SourceLimits {
+    fn default() -> Self {
+        SourceLimits { active_sessions: 0, waiting_sessions: 0, replica_lag: Span(Duration::ZERO) }
+    }
+}
+
+impl SourceLimits {
+    /// Whether there is one.
+    pub fn any(&self) -> bool {
+        *self != SourceLimits::default()
     }
 }
 
