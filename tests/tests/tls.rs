@@ -1,6 +1,8 @@
 //! TLS as `sslmode` asks for it, on both kinds of connection: certificates right and wrong, a login bound to the
 //! channel, and never an open connection where a closed one was asked for.
 
+use std::os::unix::fs::PermissionsExt;
+
 use anyhow::{Context, Result, ensure};
 use daemon::demo::cluster::{Auth, ClusterOptions, StopMode};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, Issuer, KeyPair, date_time_ymd};
@@ -30,7 +32,18 @@ impl Authority {
     /// Certificate and key for these names, valid up to the end of that year.
     fn issue(&self, names: &[&str], year: i32) -> Result<(String, String)> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut params = CertificateParams::new(names)?;
+        self.sign(CertificateParams::new(names)?, year)
+    }
+
+    /// The same for a role: its name is the certificate's common name.
+    fn issue_to(&self, role: &str, year: i32) -> Result<(String, String)> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, role);
+        self.sign(params, year)
+    }
+
+    fn sign(&self, mut params: CertificateParams, year: i32) -> Result<(String, String)> {
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(year, 12, 31);
         let key = KeyPair::generate()?;
@@ -129,14 +142,6 @@ async fn certificates_right_and_wrong_are_told_apart() -> Result<()> {
             "no authority",
         ),
         ("prefer", Some(&good), "localhost", "sslmode=prefer".into(), 2, "sslmode=prefer may end without TLS"),
-        (
-            "client certificate",
-            Some(&good),
-            "localhost",
-            format!("{full}&sslcert=c&sslkey=k"),
-            2,
-            "client certificates",
-        ),
         ("other host", Some(&elsewhere), "localhost", full.clone(), 2, "not valid for name"),
         ("other host, any name", Some(&elsewhere), "localhost", ca.clone(), 1, FINE),
         ("expired", Some(&expired), "localhost", full.clone(), 2, "expired"),
@@ -225,4 +230,110 @@ async fn a_move_over_tls_has_no_open_connection() -> Result<()> {
     daemon = Daemon::start(&desk.config).await?;
     phase(&daemon, "1", &["streaming"]).await?;
     desk.assert_equal(&daemon, "1", "schema").await
+}
+
+/// Writes a client's certificate and key as libpq wants them; the URL's parameters for them.
+fn client_files(desk: &Desk, name: &str, (certificate, key): &(String, String)) -> Result<String> {
+    let [crt, own] = ["crt", "key"].map(|kind| desk.scene.path().join(format!("{name}.{kind}")));
+    std::fs::write(&crt, certificate)?;
+    std::fs::write(&own, key)?;
+    std::fs::set_permissions(&own, PermissionsExt::from_mode(0o600))?;
+    Ok(format!("&sslcert={}&sslkey={}", crt.display(), own.display()))
+}
+
+/// Issue 4: a server that lets in nobody without a certificate: a whole move with one, renewed while the daemon
+/// runs; a wrong one, an expired one, none and one that is not taken are told apart in words.
+#[tokio::test(flavor = "multi_thread")]
+async fn client_certificates_right_and_wrong_are_told_apart() -> Result<()> {
+    let mut desk = desk().await?;
+    let text = std::fs::read_to_string(&desk.config)?.replace(&format!(":{PASSWORD}@"), "@");
+    let (ours, theirs) = (Authority::new("ours")?, Authority::new("theirs")?);
+    let root = desk.scene.path().join("root.crt");
+    std::fs::write(&root, ours.pem())?;
+    let object = "SELECT lo_from_bytea(0, convert_to($1, 'UTF8'))";
+    for (file, content) in [
+        ("clients.crt", ours.pem()),
+        // The test's own session has no TLS.
+        ("pg_hba.conf", "hostnossl all postgres 127.0.0.1/32 scram-sha-256\nhostssl all all all cert\n".to_owned()),
+    ] {
+        let object: u32 = desk.source.query_one(object, &[&content]).await?.get(0);
+        desk.source.execute("SELECT lo_export($1, $2)", &[&object, &file]).await.context("write the file")?;
+    }
+    desk.sql("ALTER SYSTEM SET ssl_ca_file = 'clients.crt'").await?;
+    serve(&mut desk, Some(&ours.issue(&["localhost"], 2090)?)).await?;
+    let full = format!("sslmode=verify-full&sslrootcert={}", root.display());
+    let good = client_files(&desk, "good", &ours.issue_to("postgres", 2090)?)?;
+    let other = client_files(&desk, "other", &ours.issue_to("somebody", 2090)?)?;
+    let expired = client_files(&desk, "expired", &ours.issue_to("postgres", 2021)?)?;
+    let foreign = client_files(&desk, "foreign", &theirs.issue_to("postgres", 2090)?)?;
+    let (certificate, key) = (ours.issue_to("postgres", 2090)?.0, ours.issue_to("postgres", 2090)?.1);
+    let mixed = client_files(&desk, "mixed", &(certificate.clone(), key.clone()))?;
+    let locked = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nc2VjcmV0\n-----END ENCRYPTED PRIVATE KEY-----\n".to_owned();
+    let locked = client_files(&desk, "locked", &(certificate.clone(), locked))?;
+    let old = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nc2VjcmV0\n-----END RSA PRIVATE KEY-----\n";
+    let old = client_files(&desk, "old", &(certificate.clone(), old.to_owned()))?;
+    let empty = client_files(&desk, "empty", &(String::new(), key.clone()))?;
+    let open = client_files(&desk, "open", &(certificate, key))?;
+    std::fs::set_permissions(desk.scene.path().join("open.key"), PermissionsExt::from_mode(0o644))?;
+    const FINE: &str = "pg_create_logical_replication_slot";
+    let cases = [
+        ("good", format!("{full}{good}"), 1, FINE),
+        ("none", full.clone(), 3, "requires a valid client certificate"),
+        ("another role's", format!("{full}{other}"), 3, "certificate authentication failed for user \"postgres\""),
+        ("expired", format!("{full}{expired}"), 3, "the client's certificate (sslcert): it has expired"),
+        ("unknown authority", format!("{full}{foreign}"), 3, "does not know the authority that issued it"),
+        ("another's key", format!("{full}{mixed}"), 3, "the key in sslkey is not that of the certificate"),
+        ("key with a password", format!("{full}{locked}"), 3, "locked.key: it is protected by a password"),
+        ("key with a password, old form", format!("{full}{old}"), 3, "old.key: it is protected by a password"),
+        ("no certificate in it", format!("{full}{empty}"), 3, "empty.crt: there is no certificate in PEM in it"),
+        ("key for all to read", format!("{full}{open}"), 3, "open.key: others may read it (mode 0644)"),
+        (
+            "no such file",
+            format!("{full}&sslcert=/nowhere.crt&sslkey=/nowhere.key"),
+            3,
+            "cannot use sslcert /nowhere.crt",
+        ),
+        ("no key", format!("{full}&sslcert=/nowhere.crt"), 2, "sslcert and sslkey belong together"),
+        ("without TLS", format!("sslmode=disable{good}"), 2, "sslcert needs TLS"),
+    ];
+    for (case, parameters, code, words) in &cases {
+        reach(&desk, &text, "localhost", parameters)?;
+        run(&desk.config, &["check"]).await?.assert(*code, &[words]).with_context(|| format!("{case}: check"))?;
+        if *code != 1 {
+            // The replication connection is ours, and says the same.
+            let said = run(&desk.config, &["run"]).await?;
+            ensure!([1, 2, 3].map(Some).contains(&said.code), "{case}: {said:#?}");
+            said.assert(said.code.unwrap_or(0), &[words]).with_context(|| format!("{case}: run"))?;
+        }
+    }
+    reach(&desk, &text, "localhost", &format!("{full}{good}"))?;
+    let daemon = desk.work().await?;
+    for (tenant, to) in [("1", "schema"), ("2", "database")] {
+        desk.carve(&daemon, tenant, to).await?;
+        desk.assert_equal(&daemon, tenant, to).await?;
+    }
+    let named = "SELECT count(*) FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid) \
+                 WHERE a.application_name LIKE 'carveout%' AND s.client_dn = '/CN=postgres'";
+    ensure!(desk.ask(named).await?.parse::<u32>()? >= 3, "too few connections with a certificate");
+    // One that has expired is tried again until it was renewed.
+    let still_good = ours.issue_to("postgres", 2090)?;
+    client_files(&desk, "good", &ours.issue_to("postgres", 2021)?)?;
+    desk.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'carveout%'").await?;
+    tests::wait::until("a stream that is refused", crate::settle::SOON, async || {
+        let fault = daemon.status().await?["source"]["fault"].clone();
+        ensure!(
+            fault["code"] == "source_refused"
+                && fault["message"].as_str().is_some_and(|why| why.contains("it has expired")),
+            "{fault}"
+        );
+        Ok(())
+    })
+    .await?;
+    desk.sql("INSERT INTO orders SELECT n % 5, 3000 + n, 'meanwhile' FROM generate_series(1, 50) n").await?;
+    client_files(&desk, "good", &still_good)?;
+    for (tenant, to) in [("1", "schema"), ("2", "database")] {
+        phase(&daemon, tenant, &["streaming"]).await?;
+        desk.assert_equal(&daemon, tenant, to).await?;
+    }
+    Ok(())
 }

@@ -30,6 +30,8 @@ pub enum Cause {
     },
     /// The connection could not be made, or ended.
     Connection(String),
+    /// The client's certificate was refused or cannot be used: somebody may be renewing it.
+    Login(String),
     /// The other side sent what this protocol does not allow.
     Protocol(String),
     /// The state found is not the one that it is safe to go on from.
@@ -43,9 +45,11 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Cause::Server { sqlstate, message } => write!(f, "{message} (SQLSTATE {sqlstate})"),
-            Cause::Connection(text) | Cause::Protocol(text) | Cause::State(text) | Cause::Mismatch(text) => {
-                f.write_str(text)
-            }
+            Cause::Connection(text)
+            | Cause::Login(text)
+            | Cause::Protocol(text)
+            | Cause::State(text)
+            | Cause::Mismatch(text) => f.write_str(text),
         }
     }
 }
@@ -60,6 +64,11 @@ impl Error {
     /// A connection that could not be made, or ended.
     pub fn connection(doing: impl Into<String>, why: impl fmt::Display) -> Self {
         Error { doing: doing.into(), cause: Cause::Connection(why.to_string()) }
+    }
+
+    /// A client's certificate that does not let us in.
+    pub fn login(doing: impl Into<String>, why: impl fmt::Display) -> Self {
+        Error { doing: doing.into(), cause: Cause::Login(why.to_string()) }
     }
 
     /// Bytes that the protocol does not allow.
@@ -95,14 +104,19 @@ impl Error {
                 matches!(sqlstate.get(..2), Some("08" | "53" | "57" | "58")) && sqlstate != "08P01"
                     || matches!(sqlstate.as_str(), "40001" | "40P01" | "55P03" | "55006" | "25P03" | "25006")
             }
-            Cause::Protocol(_) | Cause::State(_) | Cause::Mismatch(_) => false,
+            Cause::Login(_) | Cause::Protocol(_) | Cause::State(_) | Cause::Mismatch(_) => false,
         }
     }
 
     /// The same for a connection that worked before: also a password or a role that is being changed, or a
     /// server in trouble.
     pub fn may_pass(&self) -> bool {
-        self.is_transient() || matches!(self.sqlstate(), Some("28P01" | "28000" | "XX000"))
+        self.is_transient() || self.is_login() || self.sqlstate() == Some("XX000")
+    }
+
+    /// Whether role, password or certificate did not let us in.
+    pub fn is_login(&self) -> bool {
+        matches!(self.cause, Cause::Login(_)) || matches!(self.sqlstate(), Some("28P01" | "28000"))
     }
 
     /// Whether a constraint of the target refused the rows (SQLSTATE class 23).
@@ -126,6 +140,9 @@ impl<T> Doing<T> for std::result::Result<T, tokio_postgres::Error> {
                 let mut text = error.to_string();
                 let mut source = std::error::Error::source(&error);
                 while let Some(inner) = source {
+                    if let Some(why) = inner.downcast_ref().and_then(tls::refused) {
+                        return Error::login(doing, why);
+                    }
                     // Only in a TLS handshake: there tells the cause by itself.
                     if text == "error performing TLS handshake" {
                         return match inner.downcast_ref::<std::io::Error>() {

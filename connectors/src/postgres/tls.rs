@@ -17,19 +17,25 @@ use x509_cert::der::Decode;
 
 use super::{Error, Result};
 
+mod certificate;
+
 /// The authorities of the operating system.
 const SYSTEM: &str = "system";
 
 /// How to speak TLS with the server behind `url`; `None`: without.
 pub(super) fn config(url: &PgUrl) -> Result<Option<Arc<ClientConfig>>> {
     let doing = || format!("connect to {url}");
-    if url.sslcert.is_some() || url.sslkey.is_some() {
-        return Err(Error::state(doing(), "client certificates (sslcert, sslkey) are not in this version"));
-    }
     let mode = url.effective_sslmode();
+    let ours = certificate::files(url)?;
+    let socket = url.host.as_deref().is_some_and(|host| host.starts_with('/'));
+    if ours.is_some() && (socket || mode == SslMode::Disable) {
+        let why =
+            "sslcert needs TLS, and this connection is without: say sslmode=verify-full, and a host that is no socket";
+        return Err(Error::state(doing(), why));
+    }
     let binding_needed = url.channel_binding.as_deref() == Some("require");
     // A socket within the machine carries no TLS, as in libpq.
-    if url.host.as_deref().is_some_and(|host| host.starts_with('/')) {
+    if socket {
         return Ok(None);
     }
     let names = match mode {
@@ -63,8 +69,13 @@ pub(super) fn config(url: &PgUrl) -> Result<Option<Arc<ClientConfig>>> {
         .with_safe_default_protocol_versions()
         .map_err(|error| Error::state(doing(), error))?
         .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(verifier);
+    let config = match ours {
+        None => config.with_no_client_auth(),
+        Some((chain, key)) => {
+            config.with_client_auth_cert(chain, key).map_err(|error| certificate::unfit(url, &error))?
+        }
+    };
     Ok(Some(Arc::new(config)))
 }
 
@@ -108,8 +119,17 @@ pub(super) const NOT_OFFERED: &str =
 pub(super) fn handshake(doing: impl Into<String>, error: &io::Error) -> Error {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         None => Error::connection(doing, error),
-        Some(refused) => Error::state(doing, format!("{refused}{}", next(refused))),
+        Some(refused) => match certificate::refusal(refused) {
+            Some(why) => Error::login(doing, why),
+            None => Error::state(doing, format!("{refused}{}", next(refused))),
+        },
     }
+}
+
+/// What the server has against the client's certificate, when it ended a connection for that: since TLS 1.3 it
+/// looks at it only after the handshake.
+pub(super) fn refused(error: &io::Error) -> Option<String> {
+    error.get_ref()?.downcast_ref::<rustls::Error>().and_then(certificate::refusal)
 }
 
 /// What to do about it.
@@ -123,7 +143,7 @@ fn next(error: &rustls::Error) -> &'static str {
             "; use a name that the certificate has, or sslmode=verify-ca"
         }
         InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => "; renew it",
-        AlertReceived(_) => "; the server refused (does it want a client certificate, or another version of TLS?)",
+        AlertReceived(_) => "; the server refused (does it want another version of TLS?)",
         _ => "",
     }
 }

@@ -45,7 +45,7 @@ impl Failure {
         use connectors::postgres::error::Cause;
         let (exit, next) = match (&error.cause, error.sqlstate().and_then(|code| code.get(..2))) {
             // No connection, refused, no such database, out of places, shutting down, disk.
-            (Cause::Connection(_), _) | (_, Some("08" | "28" | "3D" | "53" | "57" | "58")) => (
+            (Cause::Connection(_) | Cause::Login(_), _) | (_, Some("08" | "28" | "3D" | "53" | "57" | "58")) => (
                 Exit::Unreachable,
                 "check the address, the role and its password in the configuration, and pg_hba.conf on the server",
             ),

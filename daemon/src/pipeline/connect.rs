@@ -225,11 +225,11 @@ pub fn no_room(config: &Config) -> Error {
 /// What the pipeline waits for, where a person can do something about it.
 pub fn waits_for(config: &Config, error: &Error) -> Option<Fault> {
     let (code, object, next) = match error.sqlstate() {
-        Some("28P01" | "28000") => (
+        _ if error.is_login() => (
             "source_refused",
             "source.url".to_owned(),
-            "correct the role, or its password in the database or in password_file, which is read at every login \
-             (a password that stands in source.url needs a new start)",
+            "correct the role, or its password in the database or in password_file, which is read at every login, as are \
+             sslcert and sslkey (a password that stands in source.url needs a new start)",
         ),
         None if error.doing == MAKE_ROOM => {
             (DISK_FULL, config.state_dir.display().to_string(), "make room; reading goes on by itself")

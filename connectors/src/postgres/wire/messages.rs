@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
-use super::super::{Error, Result};
+use super::super::{Error, Result, tls};
 use super::{Report, Wire};
 
 /// To take the few bytes that we write.
@@ -104,7 +104,10 @@ impl Wire {
                 self.last_received = Instant::now();
                 Ok(())
             }
-            Err(error) => Err(Error::connection(DOING, error)),
+            Err(error) => match tls::refused(&error) {
+                Some(why) => Err(Error::login(DOING, why)),
+                None => Err(Error::connection(DOING, error)),
+            },
         }
     }
 
