@@ -54,7 +54,8 @@ async fn standby(desk: &Desk) -> Result<(Standby, Client)> {
 /// a tenant that follows goes on; when the load goes, so do the copies.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_stands_while_the_source_is_busy_and_nothing_else_does() -> Result<()> {
-    let limits = "limits: {source: {active_sessions: 4, waiting_sessions: 1, replica_lag: 2s}}\n";
+    let limits =
+        "limits: {copy_rows_per_second: 3000, source: {active_sessions: 4, waiting_sessions: 1, replica_lag: 2s}}\n";
     let tables = vec![("busy".to_owned(), "{exclude: true}".to_owned())];
     let wanted = Configuration { extra: limits.to_owned(), tables, ..Configuration::default() };
     let desk = Desk::open_with(ClusterOptions::default(), wanted).await?;
@@ -111,6 +112,31 @@ async fn a_copy_stands_while_the_source_is_busy_and_nothing_else_does() -> Resul
         phase(&daemon, tenant, &["streaming"]).await?;
         desk.assert_equal(&daemon, tenant, "database").await?;
     }
+
+    // A copy that is under way stands where it is, and goes on from there.
+    desk.sql("INSERT INTO orders SELECT 0, 10000 + n, 'many' FROM generate_series(1, 30000) n").await?;
+    cli(&desk.config, &["move", "0", "--to", "database"]).await?;
+    let rows = async || anyhow::Ok(daemon.tenant("0").await?["rows_copied"].as_u64().unwrap_or(0));
+    until("a copy under way", SOON, async || {
+        ensure!(rows().await? > 0, "nothing is copied yet");
+        Ok(())
+    })
+    .await?;
+    let pids = sessions("SELECT pg_sleep(600)", 6).await?;
+    throttled(&daemon, "0", "active_sessions").await?;
+    let stands = until("a copy that stands", SOON, async || {
+        let before = rows().await?;
+        follows("under way").await?;
+        let after = rows().await?;
+        ensure!(before == after, "{before} {after}");
+        Ok(after)
+    })
+    .await?;
+    ensure!((1..30_000).contains(&stands), "{stands} rows were copied before it stood");
+    end(pids).await?;
+    phase(&daemon, "0", &["streaming"]).await?;
+    ensure!(rows().await? == 30_200, "it was begun again");
+    desk.assert_equal(&daemon, "0", "database").await?;
 
     let (running, standby) = standby(&desk).await?;
     standby.batch_execute("SELECT pg_wal_replay_pause()").await?;
