@@ -108,6 +108,7 @@ impl Supervisor {
             target_connections: Arc::new(Semaphore::new(limits.target_connections as usize)),
             copying: Semaphore::new(limits.copy_parallel as usize),
             copy_tables: Semaphore::new(limits.copy_parallel as usize),
+            catalogs: Semaphore::new(moves::CATALOG_READERS),
             throttle: Throttle::new(limits.copy_rows_per_second.into()),
             metrics: Metrics::new(config.metrics.per_tenant),
             state: store.identity()?,

@@ -9,6 +9,7 @@ mod join;
 mod kills;
 mod memory;
 mod pgbench;
+mod provision;
 mod rows;
 mod settle;
 mod shape;

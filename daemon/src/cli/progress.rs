@@ -117,6 +117,7 @@ mod tests {
             blocked_by: Vec::new(),
             fault: None,
             waiting_for: None,
+            left_out: Vec::new(),
             changes_applied: 0,
             verified_at_lsn: None,
             route_epoch: None,

@@ -111,6 +111,7 @@ fn tenant_status(moving: &Moving, progress: &Progress) -> TenantStatus {
         blocked_by,
         fault: record.fault,
         waiting_for,
+        left_out: moving.left_out(),
         changes_applied: moving.meter.changes.load(Ordering::Relaxed),
         verified_at_lsn: record.verified_at,
         route_epoch: None,
