@@ -51,7 +51,8 @@ async fn try_validate(context: &Context, moving: &Moving) -> Result<(), StepErro
 
 /// Adds what the target's types lack, where they are not the source's any more.
 pub(super) async fn explain(context: &Context, moving: &Moving, fault: Fault) -> Fault {
-    if fault.code != "apply" {
+    // Not of other faults: looking takes a moment, in which they would not be known.
+    if fault.code != "apply" || !fault.message.contains(objects::NOT_OF_ITS_TYPE) {
         return fault;
     }
     match differing_types(context, moving).await {

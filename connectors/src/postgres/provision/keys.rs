@@ -105,7 +105,7 @@ pub async fn validate(client: &Client, place: &Place, keys: &[Key]) -> Result<Ve
         let name = qualified(&place.name(&key.table));
         let doing = || format!("validate {}", key.described());
         let found = client.query_opt(FOUND, &[&name, &key.name]).await.doing(doing())?;
-        if !found.is_some_and(|row| !row.get::<_, bool>(1)) {
+        if found.is_none_or(|row| row.get::<_, bool>(1)) {
             continue;
         }
         let sql = format!("ALTER TABLE {name} VALIDATE CONSTRAINT {}", ident(&key.name));

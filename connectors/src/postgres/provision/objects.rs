@@ -13,6 +13,9 @@ use super::record;
 /// Serializes moves that make objects in one database.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(77777, 1)";
 
+/// What an error's text has when a value, as of an enum, is none of its type.
+pub const NOT_OF_ITS_TYPE: &str = "SQLSTATE 22P02";
+
 /// An object, and the SQL that makes it.
 #[derive(Clone, Debug)]
 pub struct Definition {
