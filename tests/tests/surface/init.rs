@@ -31,8 +31,7 @@ CREATE TABLE drafts (id integer PRIMARY KEY, storefront_id integer);
 INSERT INTO drafts VALUES (1, 1), (2, NULL);
 CREATE TABLE camel (id integer PRIMARY KEY, "storefrontId" integer NOT NULL);
 CREATE TABLE schema_migrations (version text);
-CREATE TYPE mood AS ENUM ('good');
-CREATE TABLE moody (storefront_id integer NOT NULL, mood mood);
+CREATE TABLE moody (storefront_id integer NOT NULL, mood regclass);
 CREATE SCHEMA "s.1";
 CREATE TABLE "s.1"."A ""b"": # {c} 
 $$ {HOME}" (id integer PRIMARY KEY, "${HOME}: 'v'" integer NOT NULL REFERENCES orders);
