@@ -91,7 +91,7 @@ async fn check_asks_for_exactly_what_init_left_open() -> Result<()> {
         "    # pairs: {via: customer_id}",
         "# drafts: storefront_id can be NULL (some rows are so)",
         "bookkeeping of a migration tool",
-        "column \"mood\" has type public.mood",
+        "column \"mood\" has type regclass",
         "    tenant_schema_pattern: \"tenant_{storefront_id}\"",
     ] {
         ensure!(text.contains(part), "{part:?} is not in\n{text}");
