@@ -5,6 +5,7 @@
 mod copy;
 mod driver;
 mod keys;
+mod parts;
 pub mod verify;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use connectors::postgres::apply::SinkPlan;
 use connectors::postgres::control::Origin;
 use connectors::postgres::policy::{Owned, Path};
+use connectors::postgres::provision::parts::{LeftOut, Place};
 use connectors::postgres::{self, catalog, client, policy};
 use schemas::config::{Config, Target};
 use schemas::phase::Event;
@@ -33,6 +35,8 @@ use crate::throttle::Throttle;
 pub use driver::drive;
 
 const CANCEL: &str = "cancel the move";
+/// After a start every lane has questions to the source: so many ask at a time.
+pub const CATALOG_READERS: usize = 4;
 
 /// What every move shares.
 pub struct Context {
@@ -54,6 +58,8 @@ pub struct Context {
     pub copying: Semaphore,
     /// Tables that are copied at the same time.
     pub copy_tables: Semaphore,
+    /// Lanes that ask the source's catalogs at the same time, [`CATALOG_READERS`] at most.
+    pub catalogs: Semaphore,
     /// `limits.copy_rows_per_second`.
     pub throttle: Throttle,
     /// `limits.source`.
@@ -168,6 +174,8 @@ pub struct Moving {
     pub verifying: AtomicBool,
     /// Rows that the last comparison in this run found different.
     differences: Mutex<Option<u64>>,
+    /// What was not made in the target, and why, as far as this run knows.
+    left_out: Mutex<Vec<String>>,
     /// Set to end the driver and the lane.
     pub stop: watch::Sender<bool>,
 }
@@ -184,6 +192,7 @@ impl Moving {
             meter: Arc::default(),
             verifying: AtomicBool::new(false),
             differences: Mutex::new(None),
+            left_out: Mutex::new(Vec::new()),
             stop: watch::Sender::new(false),
         }
     }
@@ -210,6 +219,23 @@ impl Moving {
 
     fn set_lane(&self, commands: Option<mpsc::Sender<LaneCommand>>) {
         *lock(&self.lane) = commands;
+    }
+
+    /// What was not made in the target, and why.
+    pub fn left_out(&self) -> Vec<String> {
+        lock(&self.left_out).clone()
+    }
+
+    /// Says so of some more things.
+    fn leave_out(&self, things: Vec<LeftOut>) {
+        for LeftOut { object, cause } in things {
+            tracing::info!(object, cause, "left out of the target");
+            let text = format!("{object}: {cause}");
+            let mut known = lock(&self.left_out);
+            if !known.contains(&text) {
+                known.push(text);
+            }
+        }
     }
 
     /// What it counts in this run.
@@ -275,11 +301,18 @@ impl Moving {
         Ok(())
     }
 
+    /// Where the tables are in the target.
+    pub fn place(&self) -> Place {
+        let record = self.record();
+        Place { schema: record.schema, moved: record.tables }
+    }
+
     /// Where the lane applies to.
     pub fn sink_plan(&self, target: &Target, epoch: i64) -> SinkPlan {
         let record = self.record();
         let tables = record.tables.into_iter().zip(record.paths).collect();
-        SinkPlan { url: target.url.clone(), id: record.id, epoch, tables, schema: record.schema }
+        let types = Arc::default();
+        SinkPlan { url: target.url.clone(), id: record.id, epoch, tables, schema: record.schema, types }
     }
 }
 

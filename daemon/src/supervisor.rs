@@ -112,6 +112,7 @@ impl Supervisor {
             copying: Semaphore::new(limits.copy_parallel as usize),
             copy_tables: Semaphore::new(limits.copy_parallel as usize),
             gate: Gate::new(limits.source.clone()),
+            catalogs: Semaphore::new(moves::CATALOG_READERS),
             throttle: Throttle::new(limits.copy_rows_per_second.into()),
             metrics: Metrics::new(config.metrics.per_tenant),
             state: store.identity()?,

@@ -90,6 +90,9 @@ pub struct TenantStatus {
     /// What failed and is being tried again; null when nothing is.
     #[serde(default)]
     pub waiting_for: Option<String>,
+    /// What was not made in the target, and why; as far as the daemon has seen it since it started.
+    #[serde(default)]
+    pub left_out: Vec<String>,
     /// Row changes applied since the daemon started.
     #[serde(default)]
     pub changes_applied: u64,

@@ -92,7 +92,7 @@ impl Rig {
         let owned = owned.into_iter().next().context("the table")?;
         let mut into = connectors::postgres::client::connect(&target, "test").await?;
         control::setup(&mut into).await?;
-        provision::create_table(&mut into, MoveId(1), &owned.table, &owned.table.name).await?;
+        provision::create_table(&mut into, MoveId(1), &owned.table, &owned.table.name, &[]).await?;
         let finish = provision::read_finish(&asking, &owned.table).await?;
         provision::finish_table(&mut into, &owned.table.name, &finish).await?;
         let beginning = pipeline::begin(&config, &store).await?;

@@ -10,6 +10,7 @@ mod kills;
 mod memory;
 mod pgbench;
 mod place;
+mod provision;
 mod rows;
 mod settle;
 mod shape;

@@ -11,6 +11,9 @@ mod sets;
 mod sift;
 mod target;
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use schemas::url::PgUrl;
 use schemas::{Lsn, MoveId, TableName, TablePath};
@@ -85,6 +88,11 @@ pub struct SinkPlan {
     pub tables: Vec<(TableName, TablePath)>,
     /// The target's schema; `None` where tables keep the source's schemas.
     pub schema: Option<String>,
+    /// What the source's types are called that people made ([`provision::objects::type_names`]): the numbers are
+    /// others in another database.
+    ///
+    /// [`provision::objects::type_names`]: super::provision::objects::type_names
+    pub types: Arc<HashMap<u32, String>>,
 }
 
 impl SinkPlan {

@@ -22,7 +22,7 @@ pub struct Table {
     pub persistence: String,
     /// `pg_class.relreplident`: `d` default, `n` nothing, `f` full, `i` index.
     pub identity: String,
-    /// Whether row level security is on.
+    /// Whether row level security would hide rows from the role that asks.
     pub row_security: bool,
     /// Whether it inherits from, is inherited by, or is a partition of another table.
     pub inherits: bool,
@@ -89,8 +89,8 @@ pub struct Column {
     pub collation: Option<String>,
     /// The sequence that the default draws from and that the column owns.
     pub owned_sequence: Option<TableName>,
-    /// What the default needs that provisioning cannot make: functions, other sequences.
-    pub default_needs: Option<String>,
+    /// The options of that sequence, or of the identity's, as CREATE SEQUENCE takes them; without the type.
+    pub sequence_options: Option<String>,
 }
 
 /// A unique index over plain columns, without predicate.
@@ -187,7 +187,7 @@ pub async fn tables_in(client: &Client, schemas: &[String]) -> Result<Vec<Table>
 async fn load(client: &Client, filter: &str, schemas: &[String]) -> Result<Vec<Table>> {
     let heads = format!(
         "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, c.relreplident::text,
-                c.relrowsecurity,
+                row_security_active(c.oid),
                 c.relispartition OR EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)),
                 c.reltuples::bigint
            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -233,25 +233,24 @@ SELECT a.attrelid, a.attname::text, t.oid, t.typarray, format_type(t.oid, a.attt
        CASE WHEN a.attcollation <> t.typcollation THEN
             (SELECT quote_ident(cn.nspname) || '.' || quote_ident(c.collname) FROM pg_collation c
                JOIN pg_namespace cn ON cn.oid = c.collnamespace WHERE c.oid = a.attcollation) END,
-       own.schema, own.name, needs.list, a.attnum, a.atttypmod
+       own.schema, own.name, own.options, a.attnum, a.atttypmod
   FROM pg_attribute a
   JOIN pg_type t ON t.oid = a.atttypid
   JOIN pg_namespace tn ON tn.oid = t.typnamespace
   LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
   LEFT JOIN LATERAL (
-       SELECT sn.nspname::text AS schema, s.relname::text AS name, s.oid
+       SELECT CASE WHEN o.deptype = 'a' THEN sn.nspname::text END AS schema, s.relname::text AS name,
+              format('INCREMENT BY %s MINVALUE %s MAXVALUE %s START WITH %s CACHE %s %s', q.seqincrement, q.seqmin, q.seqmax,
+                     q.seqstart, q.seqcache, CASE WHEN q.seqcycle THEN 'CYCLE' ELSE 'NO CYCLE' END) AS options
          FROM pg_depend o
          JOIN pg_class s ON s.oid = o.objid AND s.relkind = 'S'
+         JOIN pg_sequence q ON q.seqrelid = s.oid
          JOIN pg_namespace sn ON sn.oid = s.relnamespace
-         JOIN pg_depend u ON u.classid = 'pg_attrdef'::regclass AND u.objid = d.oid
-                         AND u.refclassid = 'pg_class'::regclass AND u.refobjid = s.oid
         WHERE o.classid = 'pg_class'::regclass AND o.refclassid = 'pg_class'::regclass
-          AND o.refobjid = a.attrelid AND o.refobjsubid = a.attnum AND o.deptype = 'a' LIMIT 1) own ON true
-  LEFT JOIN LATERAL (
-       SELECT string_agg(pg_describe_object(u.refclassid, u.refobjid, 0), ', ') AS list
-         FROM pg_depend u
-        WHERE u.classid = 'pg_attrdef'::regclass AND u.objid = d.oid AND u.refobjid >= 16384
-          AND u.refobjid <> a.attrelid AND u.refobjid <> coalesce(own.oid, 0)) needs ON true
+          AND o.refobjid = a.attrelid AND o.refobjsubid = a.attnum
+          AND (o.deptype = 'i' OR o.deptype = 'a' AND EXISTS (
+               SELECT FROM pg_depend u WHERE u.classid = 'pg_attrdef'::regclass AND u.objid = d.oid
+                  AND u.refclassid = 'pg_class'::regclass AND u.refobjid = s.oid)) LIMIT 1) own ON true
  WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attrelid, a.attnum";
 
@@ -275,7 +274,7 @@ async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Colum
             generated: row.get(13),
             collation: row.get(14),
             owned_sequence: owner.map(|(schema, name)| TableName::new(schema, name)),
-            default_needs: row.get(17),
+            sequence_options: row.get(17),
             number: row.get(18),
             typmod: row.get(19),
         });

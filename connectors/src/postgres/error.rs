@@ -134,6 +134,11 @@ pub trait Doing<T> {
 impl<T> Doing<T> for std::result::Result<T, tokio_postgres::Error> {
     fn doing(self, doing: impl Into<String>) -> Result<T> {
         self.map_err(|error| match error.as_db_error() {
+            // What was not a value of its type is quoted in the message, which begins with the type.
+            Some(db) if db.code().code() == "22P02" => {
+                let message = db.message().split(": \"").next().unwrap_or_default();
+                Error::server(doing, "22P02", message)
+            }
             Some(db) => Error::server(doing, db.code().code(), db.message()),
             None if error.is_closed() => Error::connection(doing, "the connection was closed"),
             None => {

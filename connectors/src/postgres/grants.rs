@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 
 use super::client::connect;
 use super::policy::Owned;
-use super::provision::database_exists;
+use super::provision::{database_exists, report};
 use super::quote::{ident, table as qualified};
 use super::{Doing, Error, Result, control};
 
@@ -116,12 +116,12 @@ async fn tables(client: &Client, role: &str, owned: &[Owned]) -> Result<Vec<Find
 
 /// What the roles of the targets lack, for every place that the configuration names. A place that cannot be
 /// reached is a warning: only moves to it would fail.
-pub async fn targets(config: &Config, owned: &[Owned]) -> Vec<Finding> {
+pub async fn targets(config: &Config, owned: &[Owned], extensions: &[String]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (object, tenant, isolation) in places(config) {
         let found = match config.target(&tenant, isolation) {
             Err(error) => Err(Error::state("read the configuration", error)),
-            Ok(target) => target_findings(config, &target, &tenant, owned).await,
+            Ok(target) => target_findings(config, &target, &tenant, owned, extensions).await,
         };
         match found {
             Ok(found) => findings.extend(found.into_iter().map(|finding| weigh(config, isolation, finding, &object))),
@@ -160,7 +160,13 @@ fn weigh(config: &Config, isolation: Isolation, finding: Finding, object: &str) 
     Finding { severity, object, ..finding }
 }
 
-async fn target_findings(config: &Config, target: &Target, tenant: &str, owned: &[Owned]) -> Result<Vec<Finding>> {
+async fn target_findings(
+    config: &Config,
+    target: &Target,
+    tenant: &str,
+    owned: &[Owned],
+    extensions: &[String],
+) -> Result<Vec<Finding>> {
     match &target.admin_url {
         None => schema_findings(config, target).await,
         Some(admin) => {
@@ -174,7 +180,7 @@ async fn target_findings(config: &Config, target: &Target, tenant: &str, owned: 
             let own = strategy.tenant_overrides.get(tenant).and_then(|declared| declared.database_url.as_ref());
             let pattern = own.or(strategy.database_config.tenant_database_pattern.as_ref());
             let common = pattern.is_none_or(|pattern| pattern.user == target.url.user);
-            database_findings(admin, target.url.role(), common).await
+            database_findings(admin, target.url.role(), common, extensions).await
         }
     }
 }
@@ -221,7 +227,7 @@ async fn control_findings(session: &Session) -> Result<Option<Finding>> {
 }
 
 /// For databases that are not there yet: `admin` makes them, for `role`.
-async fn database_findings(admin_url: &PgUrl, role: &str, common: bool) -> Result<Vec<Finding>> {
+async fn database_findings(admin_url: &PgUrl, role: &str, common: bool, extensions: &[String]) -> Result<Vec<Finding>> {
     let admin = Session::open(admin_url).await?;
     let mut findings = Vec::new();
     if !admin.may_create_databases {
@@ -229,6 +235,7 @@ async fn database_findings(admin_url: &PgUrl, role: &str, common: bool) -> Resul
         let sql = format!("ALTER ROLE {} CREATEDB", ident(&admin.role));
         findings.push(Finding::new(Severity::Error, "", cause, sql));
     }
+    findings.extend(report::extensions(&admin.client, role, extensions).await?);
     if !common {
         return Ok(findings);
     }

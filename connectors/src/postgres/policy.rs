@@ -338,7 +338,8 @@ pub(super) fn shape_obstacles(table: &Table) -> Vec<Finding> {
         add("it is unlogged, so its changes are not in the log".into(), "ALTER TABLE … SET LOGGED,");
     }
     if table.row_security {
-        add("row level security is on, which this version cannot take along".into(), "");
+        let remedy = "ALTER ROLE … BYPASSRLS for the role of source.url,";
+        add("row level security hides rows of it from the role".into(), remedy);
     }
     for column in &table.columns {
         if let Some(cause) = column_obstacle(column) {
@@ -350,11 +351,6 @@ pub(super) fn shape_obstacles(table: &Table) -> Vec<Finding> {
 
 fn column_obstacle(column: &Column) -> Option<String> {
     let kind = &column.type_sql;
-    if !column.built_in {
-        return Some(format!(
-            "has type {kind}, which does not come with PostgreSQL; this version cannot make it in the target"
-        ));
-    }
     if !column.has_binary {
         return Some(format!("has type {kind}, which has no binary form; this version cannot stream it"));
     }
@@ -362,12 +358,7 @@ fn column_obstacle(column: &Column) -> Option<String> {
     if plain.starts_with("reg") {
         return Some(format!("has type {kind}, whose values are object numbers of the source"));
     }
-    if let Some(needs) = &column.default_needs {
-        return Some(format!("has a default that needs {needs}, which this version does not make in the target"));
-    }
-    column.collation.as_ref().filter(|name| !name.starts_with("pg_catalog.")).map(|name| {
-        format!("has collation {name}, which does not come with PostgreSQL; this version cannot make it in the target")
-    })
+    None
 }
 
 /// The names of the tables that move.

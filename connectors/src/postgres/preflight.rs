@@ -4,9 +4,11 @@ use schemas::config::Config;
 use schemas::status::{Finding, Severity};
 use tokio_postgres::Client;
 
+use super::catalog::{self, Table};
 use super::client::connect;
 use super::policy::{Owned, Policies};
-use super::{Doing, Result, catalog, grants, policy, prepare};
+use super::provision::{needs, report};
+use super::{Doing, Result, grants, policy, prepare};
 
 /// The only major version that this version of Carveout has been proved on.
 const MAJOR: u32 = 15;
@@ -31,9 +33,11 @@ pub async fn check(config: &Config) -> Result<(Vec<Finding>, Vec<Owned>)> {
     }
     findings.extend(refused);
     findings.extend(grants::source(&client, config, &owned).await?);
-    findings.extend(left_out(&client, &owned).await?);
+    let tables: Vec<&Table> = owned.iter().map(|owned| &owned.table).collect();
+    let needs = needs::read(&client, &tables).await?;
+    findings.extend(report::findings(&client, &tables, &needs).await?);
     findings.extend(prepare::wanted(&client, config, &owned).await?);
-    findings.extend(grants::targets(config, &owned).await);
+    findings.extend(grants::targets(config, &owned, &needs.extensions()).await);
     findings.extend(
         config
             .unused()
@@ -102,31 +106,4 @@ async fn long_transactions(client: &Client) -> Result<Vec<Finding>> {
         )
     });
     Ok(finding.collect())
-}
-
-/// What moves later than this version knows.
-async fn left_out(client: &Client, owned: &[Owned]) -> Result<Vec<Finding>> {
-    let oids: Vec<u32> = owned.iter().map(|owned| owned.table.oid).collect();
-    let rows = client
-        .query(
-            "SELECT c.oid::regclass::text,
-                    (SELECT count(*) FROM pg_constraint k WHERE k.contype = 'f' AND k.conrelid = c.oid),
-                    (SELECT count(*) FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
-                    (SELECT count(*) FROM pg_constraint k WHERE k.contype = 'x' AND k.conrelid = c.oid)
-               FROM pg_class c WHERE c.oid = ANY ($1) ORDER BY 1",
-            &[&oids],
-        )
-        .await
-        .doing("look at keys and triggers")?;
-    let mut findings = Vec::new();
-    for row in &rows {
-        for (place, what) in [(1, "foreign keys"), (2, "triggers"), (3, "exclusion constraints")] {
-            let count: i64 = row.get(place);
-            if count > 0 {
-                let cause = format!("its {what} ({count}) are not made in the target by this version");
-                findings.push(Finding::new(Severity::Note, row.get::<_, String>(0), cause, ""));
-            }
-        }
-    }
-    Ok(findings)
 }

@@ -1,4 +1,5 @@
-//! Makes the target: database, schema, tables; after the copy the keys, indexes and checks.
+//! Makes the target: database, what the tables need (`needs`, `objects`), schema, tables; after the copy the keys,
+//! indexes and checks, then what hangs on the tables (`parts`).
 //!
 //! Everything made is written to `carveout.objects` in the transaction that makes it, so that
 //! `cancel` drops just that. What exists already and is not ours is never touched.
@@ -11,6 +12,18 @@ use super::catalog::{self, Column, Table};
 use super::client::connect;
 use super::quote::{ident, literal, table as qualified};
 use super::{Doing, Error, Result, control};
+
+pub mod dress;
+mod drop;
+pub mod keys;
+pub mod needs;
+pub mod objects;
+pub mod parts;
+pub mod report;
+
+pub use drop::{drop_objects, drop_tables};
+use needs::PartKind;
+use parts::{LeftOut, Place};
 
 /// Whether the database exists on the server behind `admin`.
 pub async fn database_exists(admin: &PgUrl, database: &str) -> Result<bool> {
@@ -118,8 +131,59 @@ pub async fn drop_database(admin: &PgUrl, target: &PgUrl, database: &str, id: Mo
     }
 }
 
+/// Makes what the tables need, the schemas and the tables.
+pub async fn make_tables(
+    source: &Client,
+    client: &mut Client,
+    id: MoveId,
+    place: &Place,
+    tables: &[&Table],
+) -> Result<()> {
+    let needs = needs::read(source, tables).await?;
+    if let Some(part) = needs.parts.iter().find(|part| part.kind == PartKind::Shape && !part.lacks.is_empty()) {
+        let table = tables.iter().find(|table| table.oid == part.table).map(|table| table.name.to_string());
+        let why =
+            format!("it needs {}, which this version does not make; `carveout check` says more", part.lacks.join(", "));
+        return Err(Error::state(format!("create table {}", table.unwrap_or_default()), why));
+    }
+    objects::make(client, id, &needs.before).await?;
+    let mut schemas: Vec<String> = tables.iter().map(|table| place.name(&table.name).schema).collect();
+    schemas.sort_unstable();
+    schemas.dedup();
+    for schema in &schemas {
+        create_schema(client, id, schema).await?;
+    }
+    let storage = dress::storage(source, tables).await?;
+    for table in tables {
+        let storage = storage.get(&table.oid).map(Vec::as_slice).unwrap_or_default();
+        create_table(client, id, table, &place.name(&table.name), storage).await?;
+    }
+    Ok(())
+}
+
+/// Makes what hangs on the copied tables: foreign keys, triggers, policies, views, grants, comments. What was not
+/// made, and why.
+pub async fn make_parts(
+    source: &Client,
+    client: &mut Client,
+    id: MoveId,
+    place: &mut Place,
+    tables: &[&Table],
+) -> Result<Vec<LeftOut>> {
+    let needs = needs::read(source, tables).await?;
+    let keys = keys::read(source, place, tables).await?;
+    let pieces = parts::read(source, place, &needs).await?;
+    source.batch_execute("SET search_path = pg_catalog").await.doing("read the source's definitions")?;
+    let dresses = dress::read(source, tables).await?;
+    objects::make(client, id, &needs.after).await?;
+    let mut left_out = keys::make(client, place, &keys).await?;
+    left_out.extend(parts::make(client, id, place, &pieces).await?);
+    left_out.extend(dress::put_on(client, id, place, &dresses).await?);
+    Ok(left_out)
+}
+
 /// Makes the schema where it is missing.
-pub async fn create_schema(client: &mut Client, id: MoveId, schema: &str) -> Result<()> {
+async fn create_schema(client: &mut Client, id: MoveId, schema: &str) -> Result<()> {
     let doing = || format!("create schema {schema}");
     let tx = client.transaction().await.doing(doing())?;
     let exists = tx.query_opt("SELECT FROM pg_namespace WHERE nspname = $1", &[&schema]).await.doing(doing())?;
@@ -131,9 +195,15 @@ pub async fn create_schema(client: &mut Client, id: MoveId, schema: &str) -> Res
     tx.commit().await.doing(doing())
 }
 
-/// Makes a table without keys and indexes, as `target`. A table of that name that this move did
+/// Makes a table without keys and indexes, as `target`, with the `storage` that [`dress::storage`] read. A table of that name that this move did
 /// not create is refused.
-pub async fn create_table(client: &mut Client, id: MoveId, source: &Table, target: &TableName) -> Result<()> {
+pub async fn create_table(
+    client: &mut Client,
+    id: MoveId,
+    source: &Table,
+    target: &TableName,
+    storage: &[String],
+) -> Result<()> {
     let doing = || format!("create table {target}");
     let tx = client.transaction().await.doing(doing())?;
     let name = control::object_name(target);
@@ -160,6 +230,10 @@ pub async fn create_table(client: &mut Client, id: MoveId, source: &Table, targe
     let columns: Vec<String> = source.columns.iter().map(|column| column_sql(column, &target.schema)).collect();
     let sql = format!("CREATE TABLE {} (\n  {})", qualified(target), columns.join(",\n  "));
     tx.batch_execute(&sql).await.doing(doing())?;
+    if !storage.is_empty() {
+        let sql = format!("ALTER TABLE {} {}", qualified(target), storage.join(", "));
+        tx.batch_execute(&sql).await.doing(format!("set the storage of {target}"))?;
+    }
     for column in &source.columns {
         if let Some(sequence) = &column.owned_sequence {
             let owned = format!(
@@ -183,7 +257,8 @@ async fn create_sequence(tx: &Transaction<'_>, name: &TableName, column: &Column
         23 => "integer",
         _ => "bigint",
     };
-    let sql = format!("CREATE SEQUENCE {} AS {kind}", qualified(name));
+    let options = column.sequence_options.as_deref().unwrap_or_default();
+    let sql = format!("CREATE SEQUENCE {} AS {kind} {options}", qualified(name));
     tx.batch_execute(&sql).await.doing(format!("create sequence {name}"))
 }
 
@@ -194,8 +269,11 @@ fn column_sql(column: &Column, schema: &str) -> String {
         sql = format!("{sql} COLLATE {collation}");
     }
     match (column.identity.as_str(), column.generated.as_str(), &column.owned_sequence, &column.default) {
-        ("a", ..) => sql.push_str(" GENERATED ALWAYS AS IDENTITY"),
-        ("d", ..) => sql.push_str(" GENERATED BY DEFAULT AS IDENTITY"),
+        ("a" | "d", ..) => {
+            let when = if column.identity == "a" { "ALWAYS" } else { "BY DEFAULT" };
+            let options = column.sequence_options.as_deref().unwrap_or_default();
+            sql = format!("{sql} GENERATED {when} AS IDENTITY ({options})");
+        }
         (_, "s", _, Some(expression)) => sql = format!("{sql} GENERATED ALWAYS AS ({expression}) STORED"),
         (_, _, Some(sequence), _) => {
             let own = qualified(&TableName::new(schema, &sequence.name));
@@ -212,13 +290,13 @@ fn column_sql(column: &Column, schema: &str) -> String {
 
 /// Writes down what was just made; a row that is left of something else of that name is no longer true.
 async fn record(tx: &Transaction<'_>, id: MoveId, kind: &str, name: &str, oid: u32) -> Result<()> {
-    let sql = "INSERT INTO carveout.objects (move, kind, name, oid) VALUES ($1, $2, $3, $4)
-               ON CONFLICT (kind, name) DO UPDATE SET move = excluded.move, oid = excluded.oid, created_at = now()";
+    let sql = "INSERT INTO carveout.objects (move, kind, name, oid, created_at) VALUES ($1, $2, $3, $4, clock_timestamp())
+               ON CONFLICT (kind, name) DO UPDATE SET move = excluded.move, oid = excluded.oid, created_at = excluded.created_at";
     tx.execute(sql, &[&id.to_string(), &kind, &name, &oid]).await.doing(format!("record {kind} {name}"))?;
     Ok(())
 }
 
-/// The DDL that completes a copied table: primary key, uniques, checks, then the other indexes.
+/// The DDL that completes a copied table: uniques, primary key, checks, exclusions, then the other indexes.
 #[derive(Clone, Debug)]
 pub struct Finish {
     constraints: Vec<(String, String)>,
@@ -231,7 +309,7 @@ pub async fn read_finish(source: &Client, table: &Table) -> Result<Finish> {
     let constraints = source
         .query(
             "SELECT conname::text, pg_get_constraintdef(oid) FROM pg_constraint
-              WHERE conrelid = $1 AND contype IN ('p', 'u', 'c') ORDER BY contype DESC, conname",
+              WHERE conrelid = $1 AND contype IN ('p', 'u', 'c', 'x') ORDER BY contype = 'x', contype DESC, conname",
             &[&table.oid],
         )
         .await
@@ -292,88 +370,6 @@ pub async fn finish_table(client: &mut Client, target: &TableName, finish: &Fini
     client.batch_execute(&format!("ANALYZE {}", qualified(target))).await.doing(format!("analyze {target}"))
 }
 
-/// Drops the tables that the move created, and forgets what they held: they are made again in the source's
-/// present shape.
-pub async fn drop_tables(client: &mut Client, id: MoveId) -> Result<()> {
-    let doing = || format!("drop the tables of {id}");
-    let tx = client.transaction().await.doing(doing())?;
-    drop_made(&tx, id, &["table"]).await?;
-    control::reset(&tx, id).await?;
-    tx.commit().await.doing(doing())
-}
-
-/// Drops what the move created in this database, newest first, and its rows in schema `carveout`; nothing when
-/// the move of that number belongs to another state directory than `state`.
-pub async fn drop_objects(client: &mut Client, id: MoveId, state: &str) -> Result<()> {
-    let doing = || format!("drop what {id} created");
-    let tx = client.transaction().await.doing(doing())?;
-    let present: bool =
-        tx.query_one("SELECT to_regclass('carveout.checkpoint') IS NOT NULL", &[]).await.doing(doing())?.get(0);
-    let foreign = "SELECT FROM carveout.checkpoint WHERE move = $1 AND state <> $2";
-    if !present || tx.query_opt(foreign, &[&id.to_string(), &state]).await.doing(doing())?.is_some() {
-        return Ok(());
-    }
-    drop_made(&tx, id, &["table", "schema"]).await?;
-    for table in ["checkpoint", "copied", "objects"] {
-        let sql = format!("DELETE FROM carveout.{table} WHERE move = $1");
-        tx.execute(&sql, &[&id.to_string()]).await.doing(doing())?;
-    }
-    tx.commit().await.doing(doing())
-}
-
-/// Drops what is still what it was: the number and the name together. A thing that has another name now, or a
-/// name that is another thing's (a database that was restored numbers everything anew), is not ours to drop.
-/// Without CASCADE: what others hung on to it stops us.
-async fn drop_made(tx: &Transaction<'_>, id: MoveId, kinds: &[&str]) -> Result<()> {
-    let rows = tx
-        .query(
-            "SELECT o.kind, o.name, now.oid, now.name FROM carveout.objects o
-               CROSS JOIN LATERAL (
-                 SELECT c.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name
-                   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                  WHERE o.kind = 'table' AND (c.oid = o.oid OR c.oid = to_regclass(o.name)) AND c.relkind = 'r'
-                  UNION ALL
-                 SELECT n.oid, quote_ident(n.nspname) FROM pg_namespace n
-                  WHERE o.kind = 'schema' AND (n.oid = o.oid OR n.nspname = o.name)) now
-              WHERE o.move = $1 AND o.kind = ANY ($2) AND
-                    (now.oid = o.oid) IS DISTINCT FROM (o.kind = 'table' AND now.oid = to_regclass(o.name) OR
-                     o.kind = 'schema' AND now.name = quote_ident(o.name))",
-            &[&id.to_string(), &kinds],
-        )
-        .await
-        .doing(format!("compare what {id} created"))?;
-    if let Some(row) = rows.first() {
-        let (kind, was, is): (&str, &str, &str) = (row.get(0), row.get(1), row.get(3));
-        let why = format!(
-            "{kind} {was} is not the one that was made (what is there now is {is}): it was renamed, made again or restored. \
-             Name it as it was, or drop it by hand and delete its row in carveout.objects; then cancel again"
-        );
-        return Err(Error::state(format!("drop what {id} created"), why));
-    }
-    let rows = tx
-        .query(
-            "SELECT o.kind, format('%I.%I', n.nspname, c.relname)
-               FROM carveout.objects o JOIN pg_class c ON c.oid = o.oid JOIN pg_namespace n ON n.oid = c.relnamespace
-              WHERE o.move = $1 AND o.kind = 'table' AND o.kind = ANY ($2)
-              UNION ALL
-             SELECT o.kind, quote_ident(n.nspname)
-               FROM carveout.objects o JOIN pg_namespace n ON n.oid = o.oid
-              WHERE o.move = $1 AND o.kind = 'schema' AND o.kind = ANY ($2)
-              ORDER BY 1 DESC, 2",
-            &[&id.to_string(), &kinds],
-        )
-        .await
-        .doing(format!("list what {id} created"))?;
-    for row in &rows {
-        let (kind, name): (&str, &str) = (row.get(0), row.get(1));
-        let sql = if kind == "table" { format!("DROP TABLE {name}") } else { format!("DROP SCHEMA {name}") };
-        tx.batch_execute(&sql).await.doing(format!("drop {kind} {name}"))?;
-    }
-    let gone = "DELETE FROM carveout.objects WHERE move = $1 AND kind = ANY ($2)";
-    tx.execute(gone, &[&id.to_string(), &kinds]).await.doing(format!("forget what {id} created"))?;
-    Ok(())
-}
-
 /// Refuses to copy into a table whose columns are not the source's: the values' bytes pass undecoded.
 pub async fn same_shape(client: &Client, source: &Table, target: &TableName) -> Result<()> {
     let doing = || format!("copy {}", source.name);
@@ -385,7 +381,8 @@ pub async fn same_shape(client: &Client, source: &Table, target: &TableName) -> 
         ));
     };
     let differs = source.stored().find(|column| {
-        table.column(&column.name).is_none_or(|own| (own.type_oid, own.typmod) != (column.type_oid, column.typmod))
+        // By name: a type that people made has another number in another database.
+        table.column(&column.name).is_none_or(|own| own.type_sql != column.type_sql)
     });
     match differs {
         None => Ok(()),

@@ -125,6 +125,7 @@ mod tests {
             skipped: Vec::new(),
             throttled_by: None,
             waiting_for: None,
+            left_out: Vec::new(),
             changes_applied: 0,
             verified_at_lsn: None,
             route_epoch: None,

@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use connectors::postgres::catalog::Table;
 use connectors::postgres::control::Copied;
 use connectors::postgres::copy::{CopyJob, copy_table, estimate};
 use connectors::postgres::policy::Owned;
@@ -174,7 +175,7 @@ async fn copy_one(
     Ok(())
 }
 
-/// Keys, checks and indexes; what is there already is left as it is.
+/// Keys, checks and indexes, and what hangs on the tables; what is there already is left as it is.
 async fn finish_tables(
     context: &Context,
     moving: &Moving,
@@ -195,5 +196,10 @@ async fn finish_tables(
         }
     });
     try_join_all(finish).await?;
+    let mut client = client::connect(&target.url, "provision").await?;
+    let tables: Vec<&Table> = tables.iter().map(|owned| &owned.table).collect();
+    let left_out =
+        provision::make_parts(&source, &mut client, moving.record().id, &mut moving.place(), &tables).await?;
+    moving.leave_out(left_out);
     Ok(())
 }

@@ -5,6 +5,8 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
+use connectors::postgres::apply::SinkPlan;
+use connectors::postgres::catalog::Table;
 use connectors::postgres::control::Checkpoint;
 use connectors::postgres::policy::Owned;
 use connectors::postgres::{Client, client, control, provision};
@@ -15,7 +17,7 @@ use schemas::url::PgUrl;
 use schemas::{Lsn, Phase};
 use tokio::sync::mpsc;
 
-use super::{Context, Moving, SpoolLink, StepError, copy, keys, routes};
+use super::{Context, Moving, SpoolLink, StepError, copy, keys, parts, routes};
 use crate::lane::{Lane, LaneEnded, LanePlan};
 use crate::router::LaneEnd;
 use crate::spool::SpoolWriter;
@@ -173,16 +175,9 @@ async fn provision(context: &Context, moving: &Moving) -> Result<(), StepError> 
         provision::drop_tables(&mut client, record.id).await?;
         moving.update(&context.store, |record| record.copy_again = false)?;
     }
-    let plan = moving.sink_plan(&target, 0);
-    let mut schemas: Vec<String> = tables.iter().map(|owned| plan.target_name(&owned.table.name).schema).collect();
-    schemas.sort_unstable();
-    schemas.dedup();
-    for schema in &schemas {
-        provision::create_schema(&mut client, record.id, schema).await?;
-    }
-    for owned in &tables {
-        provision::create_table(&mut client, record.id, &owned.table, &plan.target_name(&owned.table.name)).await?;
-    }
+    let source = client::connect(&context.config.source.url, "provision").await?;
+    let tables: Vec<&Table> = tables.iter().map(|owned| &owned.table).collect();
+    provision::make_tables(&source, &mut client, record.id, &moving.place(), &tables).await?;
     Ok(())
 }
 
@@ -277,8 +272,9 @@ async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
     }
     drop(client);
     let (commands, receiver) = mpsc::channel(LANE_COMMANDS);
+    let types = parts::types(context).await?;
     let plan = LanePlan {
-        sink: moving.sink_plan(&target, checkpoint.epoch),
+        sink: SinkPlan { types, ..moving.sink_plan(&target, checkpoint.epoch) },
         spool_dir: context.spool_dir(record.id),
         spool: link.state,
         copied,
@@ -299,14 +295,16 @@ async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
     );
     let ended = tokio::select! {
         ended = lane.run() => ended,
-        () = keys::hand_over(context, moving) => LaneEnded::Stopped,
+        _ = async { tokio::join!(keys::hand_over(context, moving), parts::validate(context, moving)) } => LaneEnded::Stopped,
     };
     keys::leave_off(context, moving).await;
     moving.set_lane(None);
     match ended {
         LaneEnded::Stopped => Err(StepError::Stopped),
-        LaneEnded::Fault(fault, None) => Err(StepError::Fault(fault)),
-        LaneEnded::Fault(fault, Some(end)) => Err(StepError::Transaction(fault, end)),
+        LaneEnded::Fault(fault, None) => Err(StepError::Fault(parts::explain(context, moving, fault).await)),
+        LaneEnded::Fault(fault, Some(end)) => {
+            Err(StepError::Transaction(parts::explain(context, moving, fault).await, end))
+        }
         LaneEnded::Broken(fault) => Err(StepError::Broken(fault)),
     }
 }

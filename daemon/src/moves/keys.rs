@@ -113,7 +113,7 @@ async fn read(context: &Context, moving: &Moving) -> Result<bool, StepError> {
 }
 
 /// Waits until the target holds everything up to `lsn`.
-async fn caught_up(spool: &SpoolState, lsn: Lsn) {
+pub(super) async fn caught_up(spool: &SpoolState, lsn: Lsn) {
     while spool.applied() < lsn {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

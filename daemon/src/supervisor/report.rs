@@ -122,6 +122,7 @@ fn tenant_status(moving: &Moving, progress: &Progress, gate: &Gate) -> TenantSta
         paused: record.paused,
         skipped: record.skipped,
         waiting_for,
+        left_out: moving.left_out(),
         changes_applied: moving.meter.changes.load(Ordering::Relaxed),
         verified_at_lsn: record.verified_at,
         route_epoch: None,

@@ -13,6 +13,7 @@ use tokio_postgres::{Client, Statement};
 
 use super::super::catalog::{self, Column, Table};
 use super::super::pgoutput::{Old, Relation, Tuple, Value};
+use super::super::provision::objects::type_names;
 use super::super::{Doing, Error, Result};
 use super::SinkPlan;
 
@@ -54,8 +55,8 @@ pub(super) struct Mapped {
     pub key: Vec<usize>,
     /// Places in `columns` that help to find a row that is named by all its values.
     pub indexed: Vec<usize>,
-    /// Whether a column cannot be updated by a set: arrays (`unnest` would flatten them) and, outside
-    /// the key, GENERATED ALWAYS AS IDENTITY (which UPDATE refuses).
+    /// Whether a column cannot be updated by a set: arrays and composites (`unnest` would take them apart) and,
+    /// outside the key, GENERATED ALWAYS AS IDENTITY (which UPDATE refuses).
     pub whole_rows: bool,
     full: bool,
     /// The rows that a row's tenant is found by: what it refers to, what that one refers to, and so on.
@@ -86,6 +87,9 @@ pub struct Targets {
     tables: HashMap<TableName, (TableName, Table)>,
     paths: HashMap<TableName, TablePath>,
     relations: HashMap<u32, Known>,
+    /// What types that people made are called, by number: here, and on the source.
+    types: HashMap<u32, String>,
+    source_types: Arc<HashMap<u32, String>>,
 }
 
 /// A relation as the source described it last. It is mapped when a change needs it: a description
@@ -112,7 +116,9 @@ impl Targets {
             };
             tables.insert(source.clone(), (target, table));
         }
-        Ok(Targets { tables, paths: plan.tables.iter().cloned().collect(), relations: HashMap::new() })
+        let paths = plan.tables.iter().cloned().collect();
+        let types = type_names(client).await?;
+        Ok(Targets { tables, paths, relations: HashMap::new(), types, source_types: Arc::clone(&plan.types) })
     }
 
     /// Takes a Relation message: new, repeated, or changed by DDL on the source.
@@ -132,7 +138,7 @@ impl Targets {
         let mut columns = Vec::with_capacity(relation.columns.len());
         for column in &relation.columns {
             match table.column(&column.name) {
-                Some(own) if (own.type_oid, own.typmod) == (column.type_oid, column.typmod) => {
+                Some(own) if own.typmod == column.typmod && self.same_type(own.type_oid, column.type_oid) => {
                     columns.push(own.clone())
                 }
                 Some(_) => {
@@ -154,7 +160,7 @@ impl Targets {
         }
         let key = key_places(table, relation, &source)?;
         let awkward = |(place, column): (usize, &Column)| {
-            column.category == "A" || (column.identity == "a" && !key.contains(&place))
+            matches!(column.category.as_str(), "A" | "C") || (column.identity == "a" && !key.contains(&place))
         };
         Ok(Mapped {
             oid: relation.id,
@@ -168,6 +174,15 @@ impl Targets {
             source: source.clone(),
             columns,
         })
+    }
+
+    /// Types that people made are the same by name; an unknown one is another.
+    fn same_type(&self, own: u32, source: u32) -> bool {
+        match (self.types.get(&own), self.source_types.get(&source)) {
+            (Some(own), Some(source)) => own == source,
+            (None, None) => own == source,
+            _ => false,
+        }
     }
 
     /// What the rows of a table refer to, step by step.

@@ -34,7 +34,7 @@ fn table(name: &str, columns: &str, foreign_keys: &[&str]) -> Table {
             generated: String::new(),
             collation: None,
             owned_sequence: None,
-            default_needs: None,
+            sequence_options: None,
         }
     };
     let columns: Vec<Column> = columns.split(',').enumerate().map(column).collect();

@@ -1,0 +1,81 @@
+//! What a running lane's target gets besides rows: foreign keys are validated once it shows one moment of the source;
+//! a fault that comes from a type of the target says what the type lacks.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use connectors::postgres::catalog::Table;
+use connectors::postgres::client;
+use connectors::postgres::provision::{keys, needs, objects};
+use schemas::record::Fault;
+
+use super::keys::caught_up;
+use super::{Context, Moving, StepError};
+
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+
+/// What the source's types are called.
+pub(super) async fn types(context: &Context) -> Result<Arc<HashMap<u32, String>>, StepError> {
+    let _turn = context.catalogs.acquire().await.map_err(|_| StepError::Stopped)?;
+    let source = client::connect(&context.config.source.url, "open lane").await?;
+    Ok(Arc::new(objects::type_names(&source).await?))
+}
+
+/// Validates the foreign keys. Rows that do not hold one are no reason to stop the lane.
+pub(super) async fn validate(context: &Context, moving: &Moving) {
+    let mut backoff = FIRST_BACKOFF;
+    loop {
+        let Err(error) = try_validate(context, moving).await else { return };
+        tracing::info!(%error, "the foreign keys could not be validated yet; trying again");
+        tokio::time::sleep(backoff).await;
+        backoff = (backoff * 2).min(LONGEST_BACKOFF);
+    }
+}
+
+async fn try_validate(context: &Context, moving: &Moving) -> Result<(), StepError> {
+    let (record, Some(link)) = (moving.record(), moving.spool()) else { return Ok(()) };
+    // The stream is past the copies' snapshots, so what is spooled now leads out of them.
+    let sealed = link.state.sealed.borrow().end;
+    caught_up(&link.state, sealed).await;
+    let _turn = context.catalogs.acquire().await.map_err(|_| StepError::Stopped)?;
+    let tables = context.tables(&record.tables).await?;
+    let tables: Vec<&Table> = tables.iter().map(|owned| &owned.table).collect();
+    let (source, place) = (client::connect(&context.config.source.url, "validate").await?, moving.place());
+    let keys = keys::read(&source, &place, &tables).await?;
+    let target = client::connect(&context.target(&record)?.url, "validate").await?;
+    moving.leave_out(keys::validate(&target, &place, &keys).await?);
+    Ok(())
+}
+
+/// Adds what the target's types lack, where they are not the source's any more.
+pub(super) async fn explain(context: &Context, moving: &Moving, fault: Fault) -> Fault {
+    // Not of other faults: looking takes a moment, in which they would not be known.
+    if fault.code != "apply" || !fault.message.contains(objects::NOT_OF_ITS_TYPE) {
+        return fault;
+    }
+    match differing_types(context, moving).await {
+        Ok(types) if !types.is_empty() => {
+            let (names, sql): (Vec<String>, Vec<String>) = types.into_iter().unzip();
+            let message = format!("{}; type {} is another on the source now", fault.message, names.join(", "));
+            let next = format!("in the target: {}; then `carveout move` resumes; or `carveout cancel`", sql.join("; "));
+            Fault { message, next, ..fault }
+        }
+        Ok(_) => fault,
+        Err(error) => {
+            tracing::debug!(%error, "the types of both sides could not be compared");
+            fault
+        }
+    }
+}
+
+async fn differing_types(context: &Context, moving: &Moving) -> Result<Vec<(String, String)>, StepError> {
+    let record = moving.record();
+    let tables = context.tables(&record.tables).await?;
+    let tables: Vec<&Table> = tables.iter().map(|owned| &owned.table).collect();
+    let source = client::connect(&context.config.source.url, "compare").await?;
+    let target = client::connect(&context.target(&record)?.url, "compare").await?;
+    let needs = needs::read(&source, &tables).await?;
+    Ok(objects::changed(&target, &needs.before).await?)
+}
