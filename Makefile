@@ -5,7 +5,7 @@ export CARGO_TERM_COLOR ?= auto
 PG_MAJORS ?=
 export PG_MAJORS
 comma := ,
-FETCHED = $(if $(filter all,$(PG_MAJORS)),14 15 16 17 18,$(if $(filter installed,$(PG_MAJORS)),,$(or $(subst $(comma), ,$(PG_MAJORS)),18)))
+FETCHED = $(if $(filter all,$(PG_MAJORS)),14 15 16 17 18,$(if $(filter installed,$(PG_MAJORS)),,18 $(subst $(comma), ,$(PG_MAJORS))))
 
 .PHONY: build check test demo bench campaign need-cargo need-postgres fetch-postgres
 
