@@ -90,6 +90,9 @@ pub struct Source {
     /// The publication.
     #[serde(default = "default_name", deserialize_with = "name")]
     pub publication: String,
+    /// Whether standbys keep a copy of the slot (`FAILOVER`, since PostgreSQL 17).
+    #[serde(default)]
+    pub failover: bool,
 }
 
 fn default_name() -> String {

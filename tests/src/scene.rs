@@ -74,14 +74,24 @@ impl Scene {
     /// Two clusters, and no table in the shared database.
     pub async fn empty(source: ClusterOptions, target: ClusterOptions) -> Result<Scene> {
         let binaries = Binaries::find()?;
+        Scene::of(binaries.clone(), source, binaries, target).await
+    }
+
+    /// The same with servers of these major versions, the source's first.
+    pub async fn between(source: u32, target: u32) -> Result<Scene> {
+        let (source, target) = (Binaries::of(source)?, Binaries::of(target)?);
+        Scene::of(source, ClusterOptions::default(), target, ClusterOptions::default()).await
+    }
+
+    async fn of(one: Binaries, source: ClusterOptions, other: Binaries, target: ClusterOptions) -> Result<Scene> {
         let folder = ScratchFolder::create()?;
         let passwords = [password(&source), password(&target)];
-        let start = |name: &'static str, options: ClusterOptions| {
-            let (binaries, path) = (binaries.clone(), folder.path().to_owned());
+        let start = |binaries: Binaries, name: &'static str, options: ClusterOptions| {
+            let path = folder.path().to_owned();
             let cluster = tokio::task::spawn_blocking(move || Cluster::start(&binaries, &path, name, &options));
             async { cluster.await.context("join the cluster's start")? }
         };
-        let (source, target) = tokio::try_join!(start("source", source), start("target", target))?;
+        let (source, target) = tokio::try_join!(start(one, "source", source), start(other, "target", target))?;
         let scene = Scene { source: Arc::new(source), target: Arc::new(target), passwords, folder };
         scene.create_database().await?;
         Ok(scene)

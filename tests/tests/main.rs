@@ -18,4 +18,5 @@ mod shop;
 mod surface;
 mod synchronous;
 mod tls;
+mod versions;
 mod via;

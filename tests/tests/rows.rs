@@ -8,6 +8,7 @@ mod random;
 mod tenants;
 mod transactions;
 mod verify;
+mod versions;
 
 use std::path::PathBuf;
 

@@ -77,13 +77,13 @@ pub struct Column {
     pub built_in: bool,
     /// Whether the type has a binary output function.
     pub has_binary: bool,
-    /// NOT NULL.
+    /// NOT NULL, and every row was checked (since 18 it may be NOT VALID).
     pub not_null: bool,
     /// The default or generation expression.
     pub default: Option<String>,
     /// `pg_attribute.attidentity`: empty, `a` always, `d` by default.
     pub identity: String,
-    /// `pg_attribute.attgenerated`: empty or `s` stored.
+    /// `pg_attribute.attgenerated`: empty, `s` stored or (since 18) `v` virtual.
     pub generated: String,
     /// A collation other than the type's own, as SQL.
     pub collation: Option<String>,
@@ -93,7 +93,7 @@ pub struct Column {
     pub sequence_options: Option<String>,
 }
 
-/// A unique index over plain columns, without predicate.
+/// A unique index over plain columns, without predicate, where equal means equal (not WITHOUT OVERLAPS).
 #[derive(Clone, Debug)]
 pub struct UniqueKey {
     /// The index's name.
@@ -229,7 +229,8 @@ SELECT a.attrelid, a.attname::text, t.oid, t.typarray, format_type(t.oid, a.attt
        tn.nspname::text, t.typname::text, t.typcategory::text,
        t.oid < 16384 AND tn.nspname = 'pg_catalog' AND t.typtype <> 'c',
        t.typsend <> 0 AND NOT coalesce((SELECT e.typsend = 0 FROM pg_type e WHERE e.oid = t.typelem AND t.typcategory = 'A'), false),
-       a.attnotnull, pg_get_expr(d.adbin, d.adrelid), a.attidentity::text, a.attgenerated::text,
+       a.attnotnull AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = a.attrelid AND k.contype = 'n'
+                                        AND NOT k.convalidated AND a.attnum = ANY (k.conkey)), pg_get_expr(d.adbin, d.adrelid), a.attidentity::text, a.attgenerated::text,
        CASE WHEN a.attcollation <> t.typcollation THEN
             (SELECT quote_ident(cn.nspname) || '.' || quote_ident(c.collname) FROM pg_collation c
                JOIN pg_namespace cn ON cn.oid = c.collnamespace WHERE c.oid = a.attcollation) END,
@@ -284,13 +285,15 @@ async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Colum
 
 const KEYS: &str = "\
 SELECT i.indrelid, c.relname::text, i.indisprimary,
-       i.indimmediate AND i.indisvalid AND bool_and(a.attnotnull), i.indisreplident,
+       i.indimmediate AND i.indisvalid AND bool_and(a.attnotnull AND NOT EXISTS (
+         SELECT FROM pg_constraint n WHERE n.conrelid = i.indrelid AND n.contype = 'n' AND NOT n.convalidated
+                                       AND a.attnum = ANY (n.conkey))), i.indisreplident,
        array_agg(a.attname::text ORDER BY k.place)
   FROM pg_index i
   JOIN pg_class c ON c.oid = i.indexrelid
  CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, place)
   JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
- WHERE i.indrelid = ANY ($1) AND i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL AND k.place <= i.indnkeyatts
+ WHERE i.indrelid = ANY ($1) AND i.indisunique AND NOT i.indisexclusion AND i.indpred IS NULL AND i.indexprs IS NULL AND k.place <= i.indnkeyatts
  GROUP BY i.indrelid, i.indexrelid, c.relname, i.indisprimary, i.indimmediate, i.indisvalid, i.indisreplident
  ORDER BY i.indisprimary DESC, c.relname";
 

@@ -19,7 +19,7 @@ use super::{Doing, Error, Result, password, tls};
 /// What every session of ours begins with; the replication connection uses the same.
 pub const PINNED: &str = "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 -c timezone=UTC \
     -c bytea_output=hex -c lc_monetary=C -c row_security=off -c search_path=pg_catalog -c synchronous_commit=on \
-    -c statement_timeout=0 -c idle_in_transaction_session_timeout=0 -c default_transaction_isolation=read\\ committed \
+    -c statement_timeout=0 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 -c default_transaction_isolation=read\\ committed \
     -c default_transaction_read_only=off -c default_transaction_deferrable=off -c standard_conforming_strings=on";
 
 /// The longest wait for a lock on a connection that does not say otherwise. Longer waits are
@@ -63,8 +63,7 @@ pub async fn connect_with(url: &PgUrl, purpose: &str, settings: &str) -> Result<
             None => {
                 config.ssl_mode(tokio_postgres::config::SslMode::Disable);
                 let (client, connection) = config.connect(NoTls).await.doing(doing())?;
-                run(connection);
-                Ok(client)
+                begin(client, connection).await
             }
             Some(tls) => {
                 config.ssl_mode(tokio_postgres::config::SslMode::Require);
@@ -75,8 +74,7 @@ pub async fn connect_with(url: &PgUrl, purpose: &str, settings: &str) -> Result<
                 });
                 let tls = MakeRustlsConnect::new(Arc::unwrap_or_clone(tls));
                 let (client, connection) = config.connect(tls).await.doing(doing())?;
-                run(connection);
-                Ok(client)
+                begin(client, connection).await
             }
         }
     };
@@ -95,17 +93,23 @@ fn say_grant(url: &PgUrl, error: Error) -> Error {
     }
 }
 
-/// Carries the session's messages. The client notices by itself when its connection ends; the reason reaches
-/// the next query.
-fn run<S, T>(connection: Connection<S, T>)
+/// Carries the session's messages, and pins what not every version knows: a copy is one long transaction. The
+/// client notices by itself when its connection ends; the reason reaches the next query.
+async fn begin<S, T>(client: Client, connection: Connection<S, T>) -> Result<Client>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let version = connection.parameter("server_version").unwrap_or_default();
+    let major = version.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse::<u32>().ok());
     let task = async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "connection ended");
         }
     };
     tokio::spawn(task.in_current_span());
+    if major.is_some_and(|major| major >= 17) {
+        client.batch_execute("SET transaction_timeout = 0").await.doing("set transaction_timeout")?;
+    }
+    Ok(client)
 }

@@ -11,6 +11,7 @@ use super::client::connect;
 use super::policy::Owned;
 use super::provision::{database_exists, report};
 use super::quote::{ident, table as qualified};
+use super::version::{self, Feature, Version};
 use super::{Doing, Error, Result, control};
 
 /// Who a session is, and what comes with the role itself.
@@ -21,6 +22,7 @@ struct Session {
     may_create: bool,
     may_create_databases: bool,
     encoding: String,
+    version: Version,
 }
 
 impl Session {
@@ -36,7 +38,9 @@ impl Session {
             )
             .await
             .doing("look at the role")?;
+        let version = Version::of(&client).await?;
         Ok(Session {
+            version,
             client,
             role: row.get(0),
             database: row.get(1),
@@ -46,10 +50,22 @@ impl Session {
         })
     }
 
+    /// What stands in the way of moves from this source because of the two versions.
+    fn versions(&self, (source, features): &Source) -> Vec<Finding> {
+        let refused = self.version.unsupported("").map(|finding| {
+            let object = format!("the server of database {}", self.database);
+            Finding { object, ..finding }
+        });
+        refused.into_iter().chain(version::left_behind(*source, self.version, features)).collect()
+    }
+
     async fn ask(&self, question: &str, about: &[&(dyn tokio_postgres::types::ToSql + Sync)]) -> Result<bool> {
         Ok(self.client.query_one(question, about).await.doing("ask for a privilege")?.get(0))
     }
 }
+
+/// The source's version, and what its tables have that not every version can make.
+pub type Source = (Version, Vec<Feature>);
 
 /// What the role of `source.url` lacks to stream, to read the tables and to be warned.
 pub async fn source(client: &Client, config: &Config, owned: &[Owned]) -> Result<Vec<Finding>> {
@@ -116,12 +132,12 @@ async fn tables(client: &Client, role: &str, owned: &[Owned]) -> Result<Vec<Find
 
 /// What the roles of the targets lack, for every place that the configuration names. A place that cannot be
 /// reached is a warning: only moves to it would fail.
-pub async fn targets(config: &Config, owned: &[Owned], extensions: &[String]) -> Vec<Finding> {
+pub async fn targets(config: &Config, owned: &[Owned], source: &Source, extensions: &[String]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (object, tenant, isolation) in places(config) {
         let found = match config.target(&tenant, isolation) {
             Err(error) => Err(Error::state("read the configuration", error)),
-            Ok(target) => target_findings(config, &target, &tenant, owned, extensions).await,
+            Ok(target) => target_findings(config, &target, &tenant, owned, source, extensions).await,
         };
         match found {
             Ok(found) => findings.extend(found.into_iter().map(|finding| weigh(config, isolation, finding, &object))),
@@ -165,29 +181,31 @@ async fn target_findings(
     target: &Target,
     tenant: &str,
     owned: &[Owned],
+    source: &Source,
     extensions: &[String],
 ) -> Result<Vec<Finding>> {
     match &target.admin_url {
-        None => schema_findings(config, target).await,
+        None => schema_findings(config, target, source).await,
         Some(admin) => {
             if config.tenant_strategy.tenant_overrides.contains_key(tenant)
                 && database_exists(admin, &target.database).await?
             {
-                return inside_findings(target, owned).await;
+                return inside_findings(target, owned, source).await;
             }
             // A pattern may name a role of each tenant's own, which is not there before the tenant moves.
             let strategy = &config.tenant_strategy;
             let own = strategy.tenant_overrides.get(tenant).and_then(|declared| declared.database_url.as_ref());
             let pattern = own.or(strategy.database_config.tenant_database_pattern.as_ref());
             let common = pattern.is_none_or(|pattern| pattern.user == target.url.user);
-            database_findings(admin, target.url.role(), common, extensions).await
+            database_findings(admin, target.url.role(), common, source, extensions).await
         }
     }
 }
 
-async fn schema_findings(config: &Config, target: &Target) -> Result<Vec<Finding>> {
+async fn schema_findings(config: &Config, target: &Target, source: &Source) -> Result<Vec<Finding>> {
     let session = Session::open(&target.url).await?;
     let mut findings = Vec::from_iter(wrong_encoding(&session));
+    findings.extend(session.versions(source));
     if !session.may_create {
         findings.push(may_not_create(&session));
     }
@@ -227,9 +245,15 @@ async fn control_findings(session: &Session) -> Result<Option<Finding>> {
 }
 
 /// For databases that are not there yet: `admin` makes them, for `role`.
-async fn database_findings(admin_url: &PgUrl, role: &str, common: bool, extensions: &[String]) -> Result<Vec<Finding>> {
+async fn database_findings(
+    admin_url: &PgUrl,
+    role: &str,
+    common: bool,
+    source: &Source,
+    extensions: &[String],
+) -> Result<Vec<Finding>> {
     let admin = Session::open(admin_url).await?;
-    let mut findings = Vec::new();
+    let mut findings = admin.versions(source);
     if !admin.may_create_databases {
         let cause = format!("role {} may not create databases", admin.role);
         let sql = format!("ALTER ROLE {} CREATEDB", ident(&admin.role));
@@ -244,7 +268,10 @@ async fn database_findings(admin_url: &PgUrl, role: &str, common: bool, extensio
         findings.push(Finding::new(Severity::Error, "", format!("role {role} does not exist"), sql));
         return Ok(findings);
     }
-    if !admin.ask("SELECT pg_has_role($1::text::name, 'USAGE')", &[&role]).await? {
+    // Since 16 a member may be without the option SET, which CREATE DATABASE … OWNER asks for.
+    let option = if admin.version.major() >= 16 { "SET" } else { "MEMBER" };
+    let member = format!("SELECT pg_has_role($1::text::name, 'USAGE') AND pg_has_role($1::text::name, '{option}')");
+    if !admin.ask(&member, &[&role]).await? {
         let cause = format!("role {} may not create databases for role {role}", admin.role);
         let sql = format!("GRANT {} TO {}", ident(role), ident(&admin.role));
         findings.push(Finding::new(Severity::Error, "", cause, sql));
@@ -254,9 +281,10 @@ async fn database_findings(admin_url: &PgUrl, role: &str, common: bool, extensio
 }
 
 /// A database that is there already: its schemas must let the tables in.
-async fn inside_findings(target: &Target, owned: &[Owned]) -> Result<Vec<Finding>> {
+async fn inside_findings(target: &Target, owned: &[Owned], source: &Source) -> Result<Vec<Finding>> {
     let session = Session::open(&target.url).await?;
     let mut findings = Vec::from_iter(wrong_encoding(&session));
+    findings.extend(session.versions(source));
     if !session.may_create {
         findings.push(may_not_create(&session));
     }
@@ -281,10 +309,10 @@ async fn inside_findings(target: &Target, owned: &[Owned]) -> Result<Vec<Finding
     Ok(findings)
 }
 
-/// Since PostgreSQL 15 a role can be allowed what before took a superuser.
+/// Since PostgreSQL 15 a role can be allowed what before took a superuser. Lanes work without it, too.
 async fn replica_role(session: &Session, role: &str, at: &PgUrl) -> Result<Option<Finding>> {
-    let grantable = "SELECT current_setting('server_version_num')::int >= 150000";
-    let question = match session.ask(grantable, &[]).await? {
+    let grantable = session.version.major() >= 15;
+    let question = match grantable {
         true => "SELECT has_parameter_privilege($1::text::name, 'session_replication_role', 'SET')",
         false => "SELECT rolsuper FROM pg_roles WHERE rolname = $1",
     };
@@ -297,6 +325,9 @@ async fn replica_role(session: &Session, role: &str, at: &PgUrl) -> Result<Optio
         at.host.as_deref().unwrap_or("localhost"),
         at.port
     );
-    let sql = format!("GRANT SET ON PARAMETER session_replication_role TO {}", ident(role));
-    Ok(Some(Finding::new(Severity::Warning, format!("role {role}"), cause, sql)))
+    let remedy = match grantable {
+        true => format!("GRANT SET ON PARAMETER session_replication_role TO {}", ident(role)),
+        false => "add none before the tenant lives there: on PostgreSQL 14 only a superuser may set it".to_owned(),
+    };
+    Ok(Some(Finding::new(Severity::Warning, format!("role {role}"), cause, remedy)))
 }

@@ -8,10 +8,8 @@ use super::catalog::{self, Table};
 use super::client::connect;
 use super::policy::{Owned, Policies};
 use super::provision::{needs, report};
+use super::version::{self, Version};
 use super::{Doing, Result, grants, policy, prepare};
-
-/// The only major version that this version of Carveout has been proved on.
-const MAJOR: u32 = 15;
 
 /// A transaction open for longer than this is worth a warning: slot and snapshots wait for it.
 const LONG_TRANSACTION: &str = "5 minutes";
@@ -37,7 +35,8 @@ pub async fn check(config: &Config) -> Result<(Vec<Finding>, Vec<Owned>)> {
     let needs = needs::read(&client, &tables).await?;
     findings.extend(report::findings(&client, &tables, &needs).await?);
     findings.extend(prepare::wanted(&client, config, &owned).await?);
-    findings.extend(grants::targets(config, &owned, &needs.extensions()).await);
+    let from = (Version::of(&client).await?, version::features(&client, &owned).await?);
+    findings.extend(grants::targets(config, &owned, &from, &needs.extensions()).await);
     findings.extend(
         config
             .unused()
@@ -62,14 +61,7 @@ async fn server(client: &Client) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let mut add =
         |object: &str, cause: String, remedy: &str| findings.push(Finding::new(Severity::Error, object, cause, remedy));
-    let version: i32 = row.get(0);
-    if version as u32 / 10_000 != MAJOR {
-        add(
-            "server_version",
-            format!("the source is PostgreSQL {}; this version supports {MAJOR}", version / 10_000),
-            "use a PostgreSQL 15 source",
-        );
-    }
+    let version = Version(row.get::<_, i32>(0).unsigned_abs());
     let (level, encoding): (String, String) = (row.get(1), row.get(3));
     if level != "logical" {
         add("wal_level", format!("it is {level}"), "ALTER SYSTEM SET wal_level = logical; and restart the server");
@@ -87,7 +79,38 @@ async fn server(client: &Client) -> Result<Vec<Finding>> {
             "ALTER SYSTEM SET max_wal_senders = …; and restart the server",
         );
     }
+    findings.extend(settings(client).await?);
+    findings.extend(version.unsupported("server_version"));
+    findings.extend(version.late_additions());
     Ok(findings)
+}
+
+/// Settings that only some versions have; those that the role may not see are left out.
+async fn settings(client: &Client) -> Result<Vec<Finding>> {
+    let rows = client
+        .query(
+            "SELECT name, setting FROM pg_settings
+              WHERE name = 'output_plugin_libraries' AND 'pgoutput' <> ALL (regexp_split_to_array(setting, '[\\s,\"]+'))
+                 OR name = 'idle_replication_slot_timeout' AND setting <> '0' ORDER BY 1",
+            &[],
+        )
+        .await
+        .doing("look at the source's settings")?;
+    let finding = rows.iter().map(|row| match row.get::<_, &str>(0) {
+        "output_plugin_libraries" => Finding::new(
+            Severity::Error,
+            "output_plugin_libraries",
+            "pgoutput is not in it: only a superuser can create the slot",
+            "ALTER SYSTEM SET output_plugin_libraries = pgoutput, …; and SELECT pg_reload_conf()",
+        ),
+        name => Finding::new(
+            Severity::Warning,
+            name,
+            format!("a daemon that is stopped for longer than {} s loses the slot", row.get::<_, &str>(1)),
+            "ALTER SYSTEM SET idle_replication_slot_timeout = 0; and SELECT pg_reload_conf()",
+        ),
+    });
+    Ok(finding.collect())
 }
 
 async fn long_transactions(client: &Client) -> Result<Vec<Finding>> {

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use schemas::config::Config;
+use schemas::config::{Config, Source};
 use schemas::status::{Finding, Severity};
 use schemas::{Lsn, TableName};
 use tokio_postgres::Client;
@@ -12,6 +12,7 @@ use tokio_postgres::Client;
 use super::control::Access;
 use super::policy::{Owned, names};
 use super::quote::{ident, literal, table as qualified};
+use super::version::Version;
 use super::{Doing, Error, Result, control, slot};
 
 /// How long one attempt may wait for a lock that the application holds.
@@ -21,6 +22,11 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(500);
 
 /// What [`wanted`] calls it when the role cannot run the steps by itself.
 pub const BY_OTHERS: &str = "prepare --apply";
+
+/// What else a slot with `FAILOVER` takes (PostgreSQL manual, "Logical Decoding", "Replication Slot Synchronization").
+const FAILOVER: &str = "a standby keeps its copy only with sync_replication_slots = on, hot_standby_feedback = on, \
+    primary_slot_name, and a dbname in primary_conninfo; name that physical slot in synchronized_standby_slots of the \
+    primary, so that no target is ever ahead of the standby (a named standby that is away then stops the stream)";
 
 /// What is missing, in the order in which it must be done; each remedy is SQL. At the end, as [`BY_OTHERS`], why
 /// the role cannot do it by itself.
@@ -44,7 +50,7 @@ pub async fn wanted(client: &Client, config: &Config, owned: &[Owned]) -> Result
         }
         Access::Granted => {}
     }
-    findings.extend(slot(client, &config.source.slot).await?);
+    findings.extend(slot(client, &config.source).await?);
     if findings.iter().any(|finding| finding.prepared) {
         let lacks = lacks(client, &config.source.publication, owned, access).await?;
         let cause = format!("role {role} cannot run these steps by itself: {}", lacks.join("; "));
@@ -122,7 +128,7 @@ async fn publication(client: &Client, name: &str, tables: &[TableName]) -> Resul
     };
     if found.all_tables || found.filtered || !found.complete {
         return error(
-            "it must name its tables one by one, without row filters and column lists, and publish insert, update, delete and truncate, not via the partition root",
+            "it must name its tables one by one, without row filters and column lists, and publish insert, update, delete and truncate, not via the partition root and without generated columns",
             "name another one in source.publication, which prepare will create",
         );
     }
@@ -138,17 +144,35 @@ async fn publication(client: &Client, name: &str, tables: &[TableName]) -> Resul
     Ok(missing.collect())
 }
 
-async fn slot(client: &Client, name: &str) -> Result<Vec<Finding>> {
+async fn slot(client: &Client, source: &Source) -> Result<Vec<Finding>> {
+    let (name, wanted) = (&source.slot, source.failover);
     let object = format!("slot {name}");
-    let Some(found) = slot::find(client, name).await? else {
-        // A slot that is made anew belongs to no state directory yet.
+    let found = slot::find(client, name).await?;
+    if wanted && Version::of(client).await?.major() < 17 {
+        let cause = "it asks for a slot that standbys keep a copy of, which PostgreSQL has from 17 on";
+        return Ok(vec![Finding::new(Severity::Error, "source.failover", cause, "leave source.failover out")]);
+    }
+    let mut findings = Vec::new();
+    if wanted {
+        findings.push(Finding::new(Severity::Note, "source.failover", FAILOVER, ""));
+    }
+    let Some(found) = found else {
+        // A slot that is made anew belongs to no state directory yet. (Temporary and two_phase stay false.)
+        let options = if wanted { ", false, false, true" } else { "" };
         let sql = format!(
-            "SELECT pg_create_logical_replication_slot({name}, 'pgoutput'); \
+            "SELECT pg_create_logical_replication_slot({name}, 'pgoutput'{options}); \
              DELETE FROM carveout.objects WHERE kind = 'slot' AND name = {name}",
             name = literal(name)
         );
-        return Ok(vec![Finding::prepared(object, "it does not exist", sql)]);
+        findings.push(Finding::prepared(object, "it does not exist", sql));
+        return Ok(findings);
     };
+    if wanted && !found.failover {
+        let cause = "source.failover asks for a slot that standbys keep a copy of; this one was made without";
+        let sql = format!("ALTER_REPLICATION_SLOT {} (FAILOVER true)", ident(name));
+        let remedy = format!("stop the daemon, run {sql} in psql 'dbname=… replication=database', start it again");
+        findings.push(Finding::new(Severity::Error, &object, cause, remedy));
+    }
     let here: String =
         client.query_one("SELECT current_database()::text", &[]).await.doing("name the database")?.get(0);
     let wrong = if found.plugin != "pgoutput" {
@@ -160,14 +184,11 @@ async fn slot(client: &Client, name: &str) -> Result<Vec<Finding>> {
     } else if found.wal_status == "lost" || found.confirmed_flush == Lsn::ZERO {
         "the server has removed log that it needed; the slot is lost".to_owned()
     } else {
-        return Ok(Vec::new());
+        return Ok(findings);
     };
-    Ok(vec![Finding::new(
-        Severity::Error,
-        object,
-        wrong,
-        "name another slot in source.slot, which prepare will create",
-    )])
+    let remedy = "name another slot in source.slot, which prepare will create";
+    findings.push(Finding::new(Severity::Error, object, wrong, remedy));
+    Ok(findings)
 }
 
 /// Runs one prepared remedy under a short lock timeout, several times if the lock is busy.

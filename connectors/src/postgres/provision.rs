@@ -11,6 +11,7 @@ use tokio_postgres::{Client, Transaction};
 use super::catalog::{self, Column, Table};
 use super::client::connect;
 use super::quote::{ident, literal, table as qualified};
+use super::version::Version;
 use super::{Doing, Error, Result, control};
 
 pub mod dress;
@@ -44,10 +45,13 @@ pub async fn create_database(admin: &PgUrl, target: &PgUrl, database: &str, sour
         return Ok(false);
     }
     let doing = || format!("create database {database}");
+    let version = Version::supported(&client).await?;
+    // Providers came with 15, and the column's name changed in 17. As JSON an absent column is NULL.
     let locale = source
         .query_one(
-            "SELECT datcollate::text, datctype::text, datlocprovider::text, daticulocale::text
-               FROM pg_database WHERE datname = current_database()",
+            "SELECT datcollate::text, datctype::text, coalesce(to_jsonb(d) ->> 'datlocprovider', 'c'),
+                    coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale'), to_jsonb(d) ->> 'daticurules'
+               FROM pg_database d WHERE datname = current_database()",
             &[],
         )
         .await
@@ -58,8 +62,19 @@ pub async fn create_database(admin: &PgUrl, target: &PgUrl, database: &str, sour
         literal(locale.get(0)),
         literal(locale.get(1))
     );
-    if let ("i", Some(icu)) = (locale.get(2), locale.get::<_, Option<String>>(3)) {
-        sql = format!("{sql} LOCALE_PROVIDER icu ICU_LOCALE {}", literal(&icu));
+    if let (provider @ ("i" | "b"), Some(name)) = (locale.get(2), locale.get::<_, Option<String>>(3)) {
+        let (provider, since) = if provider == "i" { ("icu", 15) } else { ("builtin", 17) };
+        if version.major() < since {
+            let why = format!(
+                "the source's collation is {name} of provider {provider}, which the target, PostgreSQL {version}, does \
+                 not have for a database; create the database by hand, with a collation that sorts the same"
+            );
+            return Err(Error::state(doing(), why));
+        }
+        sql = format!("{sql} LOCALE_PROVIDER {provider} {provider}_LOCALE {}", literal(&name));
+        if let Some(rules) = locale.get::<_, Option<String>>(4) {
+            sql = format!("{sql} ICU_RULES {}", literal(&rules));
+        }
     }
     if admin.role() != target.role() {
         sql = format!("{sql} OWNER {}", ident(target.role()));
@@ -227,7 +242,9 @@ pub async fn create_table(
     for (column, sequence) in source.columns.iter().filter_map(|c| c.owned_sequence.as_ref().map(|s| (c, s))) {
         create_sequence(&tx, &TableName::new(&target.schema, &sequence.name), column).await?;
     }
-    let columns: Vec<String> = source.columns.iter().map(|column| column_sql(column, &target.schema)).collect();
+    // An older server has none that are computed when they are read.
+    let kind = if Version::of(&tx).await?.major() >= 18 { "VIRTUAL" } else { "STORED" };
+    let columns: Vec<String> = source.columns.iter().map(|column| column_sql(column, &target.schema, kind)).collect();
     let sql = format!("CREATE TABLE {} (\n  {})", qualified(target), columns.join(",\n  "));
     tx.batch_execute(&sql).await.doing(doing())?;
     if !storage.is_empty() {
@@ -262,8 +279,8 @@ async fn create_sequence(tx: &Transaction<'_>, name: &TableName, column: &Column
     tx.batch_execute(&sql).await.doing(format!("create sequence {name}"))
 }
 
-/// One column of CREATE TABLE.
-fn column_sql(column: &Column, schema: &str) -> String {
+/// One column of CREATE TABLE; `virtual_kind` is what a virtual generated column becomes.
+fn column_sql(column: &Column, schema: &str, virtual_kind: &str) -> String {
     let mut sql = format!("{} {}", ident(&column.name), column.type_sql);
     if let Some(collation) = &column.collation {
         sql = format!("{sql} COLLATE {collation}");
@@ -275,6 +292,7 @@ fn column_sql(column: &Column, schema: &str) -> String {
             sql = format!("{sql} GENERATED {when} AS IDENTITY ({options})");
         }
         (_, "s", _, Some(expression)) => sql = format!("{sql} GENERATED ALWAYS AS ({expression}) STORED"),
+        (_, "v", _, Some(expression)) => sql = format!("{sql} GENERATED ALWAYS AS ({expression}) {virtual_kind}"),
         (_, _, Some(sequence), _) => {
             let own = qualified(&TableName::new(schema, &sequence.name));
             sql = format!("{sql} DEFAULT nextval({}::regclass)", literal(&own));
@@ -347,6 +365,7 @@ pub async fn read_finish(source: &Client, table: &Table) -> Result<Finish> {
 pub async fn finish_table(client: &mut Client, target: &TableName, finish: &Finish) -> Result<()> {
     let doing = || format!("build the indexes of {target}");
     let tx = client.transaction().await.doing(doing())?;
+    free_names(&tx, target, finish).await?;
     let present = tx
         .query(
             "SELECT conname::text FROM pg_constraint WHERE conrelid = to_regclass($1)
@@ -368,6 +387,27 @@ pub async fn finish_table(client: &mut Client, target: &TableName, finish: &Fini
     }
     tx.commit().await.doing(doing())?;
     client.batch_execute(&format!("ANALYZE {}", qualified(target))).await.doing(format!("analyze {target}"))
+}
+
+/// Since 18 NOT NULL is a constraint with a name of its own, `table_column_not_null`, where the source may have
+/// another constraint of that name: ours gives way.
+async fn free_names(tx: &Transaction<'_>, target: &TableName, finish: &Finish) -> Result<()> {
+    let wanted: Vec<&str> = finish.constraints.iter().map(|(name, _)| name.as_str()).collect();
+    let taken = tx
+        .query(
+            "SELECT conname::text, oid FROM pg_constraint
+              WHERE conrelid = to_regclass($1) AND contype = 'n' AND conname = ANY ($2::text[])",
+            &[&qualified(target), &wanted],
+        )
+        .await
+        .doing(format!("look for names of constraints of {target}"))?;
+    for row in &taken {
+        let (name, number): (String, u32) = (row.get(0), row.get(1));
+        let free = ident(&format!("carveout_not_null_{number}"));
+        let sql = format!("ALTER TABLE {} RENAME CONSTRAINT {} TO {free}", qualified(target), ident(&name));
+        tx.batch_execute(&sql).await.doing(format!("rename constraint {name} of {target}"))?;
+    }
+    Ok(())
 }
 
 /// Refuses to copy into a table whose columns are not the source's: the values' bytes pass undecoded.

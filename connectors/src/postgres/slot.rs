@@ -5,6 +5,7 @@ use schemas::{Lsn, TableName};
 use tokio_postgres::Client;
 
 use super::snapshot::parse_lsn;
+use super::version::Version;
 use super::{Doing, Result};
 
 /// A row of `pg_replication_slots`.
@@ -24,6 +25,8 @@ pub struct Slot {
     pub database: String,
     /// Whether prepared transactions are decoded at PREPARE.
     pub two_phase: bool,
+    /// Whether standbys keep a copy of it; false before PostgreSQL 17.
+    pub failover: bool,
 }
 
 /// The slot called `name`, if there is one.
@@ -32,8 +35,9 @@ pub async fn find(client: &Client, name: &str) -> Result<Option<Slot>> {
         .query_opt(
             "SELECT coalesce(confirmed_flush_lsn::text, '0/0'), coalesce(wal_status, 'lost'),
                     greatest(coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0), 0)::bigint,
-                    active, coalesce(plugin::text, 'physical'), coalesce(database::text, ''), two_phase
-               FROM pg_replication_slots WHERE slot_name = $1",
+                    active, coalesce(plugin::text, 'physical'), coalesce(database::text, ''), two_phase,
+                    coalesce((to_jsonb(s) ->> 'failover')::boolean, false)
+               FROM pg_replication_slots s WHERE slot_name = $1",
             &[&name],
         )
         .await
@@ -47,6 +51,7 @@ pub async fn find(client: &Client, name: &str) -> Result<Option<Slot>> {
         plugin: row.get(4),
         database: row.get(5),
         two_phase: row.get(6),
+        failover: row.get(7),
     }))
 }
 
@@ -57,7 +62,7 @@ pub struct Publication {
     pub oid: u32,
     /// The tables, by name.
     pub tables: Vec<TableName>,
-    /// Whether INSERT, UPDATE, DELETE and TRUNCATE are all published.
+    /// Whether INSERT, UPDATE, DELETE and TRUNCATE are all published, and no generated columns.
     pub complete: bool,
     /// Whether it is FOR ALL TABLES (or a schema).
     pub all_tables: bool,
@@ -67,17 +72,21 @@ pub struct Publication {
 
 /// The publication called `name`, if there is one.
 pub async fn find_publication(client: &Client, name: &str) -> Result<Option<Publication>> {
-    let head = client
-        .query_opt(
-            "SELECT oid, pubinsert AND pubupdate AND pubdelete AND pubtruncate AND NOT pubviaroot,
-                    puballtables OR EXISTS (SELECT FROM pg_publication_namespace n WHERE n.pnpubid = p.oid),
-                    EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid
-                                AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL))
-               FROM pg_publication p WHERE pubname = $1",
-            &[&name],
-        )
-        .await
-        .doing("look at the publication")?;
+    // Since 15 there are schemas, row filters and column lists, since 18 generated columns. As JSON a column that an
+    // older catalog lacks is NULL.
+    let schemas = match Version::of(client).await?.major() {
+        14 => "false",
+        _ => "EXISTS (SELECT FROM pg_publication_namespace n WHERE n.pnpubid = p.oid)",
+    };
+    let sql = format!(
+        "SELECT oid, pubinsert AND pubupdate AND pubdelete AND pubtruncate AND NOT pubviaroot
+                    AND coalesce(to_jsonb(p) ->> 'pubgencols', 'n') = 'n',
+                puballtables OR {schemas},
+                EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid
+                            AND coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') IS NOT NULL)
+           FROM pg_publication p WHERE pubname = $1"
+    );
+    let head = client.query_opt(&sql, &[&name]).await.doing("look at the publication")?;
     let Some(head) = head else { return Ok(None) };
     let members = client
         .query("SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = $1", &[&name])
@@ -147,13 +156,4 @@ pub async fn published(client: &Client, name: &str, tables: &[TableName]) -> Res
 pub async fn wal_end(client: &Client) -> Result<Lsn> {
     let row = client.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.doing("read the log's end")?;
     parse_lsn(row.get(0))
-}
-
-/// The server's `server_version_num`.
-pub async fn server_version(client: &Client) -> Result<u32> {
-    let row = client
-        .query_one("SELECT current_setting('server_version_num')::int", &[])
-        .await
-        .doing("read the server's version")?;
-    Ok(row.get::<_, i32>(0).unsigned_abs())
 }

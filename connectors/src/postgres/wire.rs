@@ -130,10 +130,12 @@ impl Wire {
     }
 
     /// Has the server look at our answers, and show a sign of life, every ten seconds at least, also while it
-    /// passes over a large transaction that is not published: it does so every half of its timeout.
+    /// passes over a large transaction that is not published: it does so every half of its timeout. That it
+    /// decodes in a transaction must not end the stream either (since 17).
     pub async fn shorten_silence(&mut self) -> Result<()> {
-        const SQL: &str = "SELECT set_config('wal_sender_timeout', '20s', false) FROM pg_settings \
-                           WHERE name = 'wal_sender_timeout' AND setting::int NOT BETWEEN 1 AND 20000";
+        const SQL: &str = "SELECT set_config(name, CASE name WHEN 'transaction_timeout' THEN '0' ELSE '20s' END, false) \
+                           FROM pg_settings WHERE name = 'transaction_timeout' \
+                           OR name = 'wal_sender_timeout' AND setting::int NOT BETWEEN 1 AND 20000";
         within("set wal_sender_timeout", ANSWER_TIMEOUT, self.simple_query(SQL)).await.map(|_| ())
     }
 

@@ -18,7 +18,7 @@ use std::{env, thread};
 
 use anyhow::{Context, Result, bail, ensure};
 
-pub use binaries::{Binaries, SUPPORTED_MAJOR};
+pub use binaries::Binaries;
 pub use scratch::{ScratchFolder, sweep_stale};
 use scratch::{keep, own_uid};
 
@@ -134,6 +134,9 @@ impl Cluster {
         let (binaries, auth) = (binaries.clone(), options.auth.clone());
         let mut cluster = Cluster { port: 0, dir: own, binaries, auth, account, postmaster };
         cluster.hand_over(&cluster.dir, 0o711)?;
+        if cluster.account.is_some() {
+            cluster.binaries = cluster.binaries.within_reach(&cluster.dir)?;
+        }
         cluster.initdb(options).with_context(|| format!("initialize cluster {name}"))?;
         for _ in 0..PORT_ATTEMPTS {
             cluster.port = free_port()?;

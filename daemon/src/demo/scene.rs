@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use schemas::status::{Status, TenantStatus};
 
-use super::cluster::{Binaries, Cluster, ClusterOptions, SUPPORTED_MAJOR, ScratchFolder, free_port, signal};
+use super::cluster::{Binaries, Cluster, ClusterOptions, ScratchFolder, free_port, signal};
 use super::shop;
 
 /// Between two looks at the daemon's status.
@@ -85,11 +85,6 @@ impl Scene {
     pub fn build(play: &Play) -> Result<Scene> {
         let began = Instant::now();
         let binaries = Binaries::find()?;
-        ensure!(
-            binaries.major == SUPPORTED_MAJOR,
-            "{} was found, this version supports PostgreSQL {SUPPORTED_MAJOR}: install postgresql-{SUPPORTED_MAJOR} or set PGBIN to its bin folder",
-            binaries.version
-        );
         let folder = ScratchFolder::create()?;
         let options = ClusterOptions::default();
         let source = Cluster::start(&binaries, folder.path(), "source", &options)?;

@@ -9,7 +9,7 @@ use connectors::postgres::apply::SinkPlan;
 use connectors::postgres::catalog::Table;
 use connectors::postgres::control::Checkpoint;
 use connectors::postgres::policy::Owned;
-use connectors::postgres::{Client, client, control, provision};
+use connectors::postgres::{Client, client, control, provision, version};
 use schemas::config::{Isolation, Target};
 use schemas::phase::Event;
 use schemas::record::{Fault, MoveRecord};
@@ -164,6 +164,7 @@ async fn provision(context: &Context, moving: &Moving) -> Result<(), StepError> 
     let record = moving.record();
     let target = context.target(&record)?;
     let tables = context.tables(&record.tables).await?;
+    fits(context, &target, &tables).await?;
     if let Some(admin) = &target.admin_url {
         make_database(context, moving, admin, &target).await?;
     }
@@ -179,6 +180,13 @@ async fn provision(context: &Context, moving: &Moving) -> Result<(), StepError> 
     let tables: Vec<&Table> = tables.iter().map(|owned| &owned.table).collect();
     provision::make_tables(&source, &mut client, record.id, &moving.place(), &tables).await?;
     Ok(())
+}
+
+/// Refuses a server that cannot hold these tables.
+async fn fits(context: &Context, target: &Target, tables: &[Owned]) -> Result<(), StepError> {
+    let source = client::connect(&context.config.source.url, "provision").await?;
+    let server = client::connect(target.admin_url.as_ref().unwrap_or(&target.url), "provision").await?;
+    Ok(version::fits(&source, &server, tables).await?)
 }
 
 /// Makes the database where it is missing. That it will be ours is written down before, and taken back when

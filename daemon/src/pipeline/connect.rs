@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use connectors::postgres::stream::Stream;
+use connectors::postgres::version::Version;
 use connectors::postgres::wire::Wire;
 use connectors::postgres::{Error, Result, client, control, slot, snapshot};
 use schemas::Lsn;
@@ -34,6 +35,7 @@ pub struct Beginning {
 pub async fn begin(config: &Config, store: &Store) -> anyhow::Result<Beginning> {
     let system = Wire::connect(&config.source.url, "carveout").await?.identify_system().await?;
     let client = client::connect(&config.source.url, "start").await?;
+    let server_version = Version::supported(&client).await?.0;
     let slot_name = config.source.slot.clone();
     let slot = required_slot(&client, config).await?;
     let publication = required_publication(&client, config).await?;
@@ -66,7 +68,6 @@ pub async fn begin(config: &Config, store: &Store) -> anyhow::Result<Beginning> 
             Unseen::new(Vec::new(), Some(next))
         }
     };
-    let server_version = slot::server_version(&client).await?;
     Ok(Beginning { base, acknowledged: slot.confirmed_flush, server_version, unseen: Arc::new(Mutex::new(unseen)) })
 }
 

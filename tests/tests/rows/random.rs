@@ -79,7 +79,7 @@ async fn a_random_application_is_followed_row_by_row_whatever_it_does_and_whatev
 }
 
 /// Write transactions that the source has begun so far.
-async fn transactions(shop: &Shop) -> Result<u64> {
+pub(super) async fn transactions(shop: &Shop) -> Result<u64> {
     let row = shop.source.query_one("SELECT pg_snapshot_xmax(pg_current_snapshot())::text", &[]).await?;
     Ok(row.get::<_, String>(0).parse()?)
 }

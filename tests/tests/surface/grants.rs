@@ -61,6 +61,12 @@ async fn desk() -> Result<Desk> {
     Ok(desk)
 }
 
+/// Those of [`GRANTS`] that the server knows: privileges on parameters came with 15.
+async fn known(desk: &Desk) -> Result<Vec<&'static str>> {
+    let parameters = desk.ask("SELECT current_setting('server_version_num')").await?.as_str() >= "150000";
+    Ok(GRANTS.into_iter().filter(|sql| parameters || !sql.contains("ON PARAMETER")).collect())
+}
+
 fn become_role(desk: &Desk, role: &str) -> Result<()> {
     let text = std::fs::read_to_string(&desk.config)?.replace("postgres@", &format!("{role}@"));
     Ok(std::fs::write(&desk.config, text)?)
@@ -102,10 +108,11 @@ async fn a_role_with_exactly_the_printed_grants_moves_tenants() -> Result<()> {
     let first = findings(&desk).await?;
     let mut at_once = asked(&first);
     at_once.sort();
-    ensure!(at_once == GRANTS, "{at_once:#?}");
+    let known = known(&desk).await?;
+    ensure!(at_once == known, "{at_once:#?}");
     let mut ran = grant_what_is_asked(&desk).await?;
     ran.sort();
-    ensure!(ran == GRANTS, "{ran:#?}");
+    ensure!(ran == known, "{ran:#?}");
 
     let steps = ["does not own", "\"Sh op\".baskets", "public.orders", "as a superuser"];
     run(&desk.config, &["check"]).await?.assert(1, &steps)?;
@@ -116,16 +123,21 @@ async fn a_role_with_exactly_the_printed_grants_moves_tenants() -> Result<()> {
     let script = run(&desk.config, &["prepare"]).await?;
     script.assert(0, &["ON ALL TABLES IN SCHEMA carveout TO \"Car ver\""])?;
     psql(&desk, &script.stdout)?;
-    run(&desk.config, &["check"]).await?.assert(0, &["errors: 0, warnings: 0"])?;
+    // On 14 the warning of session_replication_role stays.
+    let clean = format!("errors: 0, warnings: {}", GRANTS.len() - known.len());
+    run(&desk.config, &["check"]).await?.assert(0, &[&clean])?;
 
     for (revoke, named, error) in REVOKED {
+        if known.len() < GRANTS.len() && revoke.contains("ON PARAMETER") {
+            continue;
+        }
         desk.sql(revoke).await?;
         let found = findings(&desk).await?;
         let finding = found.iter().find(|finding| finding["cause"].as_str().is_some_and(|cause| cause.contains(named)));
         let finding = finding.with_context(|| format!("{revoke}: {found:#?}"))?;
         ensure!((finding["severity"] == "error") == error, "{revoke}: {finding}");
         desk.sql(finding["remedy"].as_str().context("a remedy")?).await?;
-        run(&desk.config, &["check"]).await?.assert(0, &["errors: 0, warnings: 0"]).context(revoke)?;
+        run(&desk.config, &["check"]).await?.assert(0, &[&clean]).context(revoke)?;
     }
 
     let daemon = Daemon::start(&desk.config).await?;
@@ -190,7 +202,9 @@ async fn a_role_that_owns_the_tables_prepares_by_itself_and_another_makes_databa
         desk.sql(sql).await?;
     }
     run(&desk.config, &["prepare", "--apply"]).await?.assert(0, &["prepared: "])?;
-    run(&desk.config, &["check"]).await?.assert(0, &["errors: 0, warnings: 1", "GRANT SET ON PARAMETER"])?;
+    run(&desk.config, &["check"])
+        .await?
+        .assert(0, &["errors: 0, warnings: 1", "may not set session_replication_role"])?;
     let daemon = Daemon::start(&desk.config).await?;
     moves_and_cancels(&desk, &daemon).await?;
     daemon.assert_no_errors(&[])

@@ -1,16 +1,15 @@
-//! Finds PostgreSQL's programs on this machine. It must never install or download anything: where they are
-//! missing, the error says how to get them.
+//! Finds PostgreSQL's programs on this machine: installed ones, and those that `.ci/fetch-postgres` put beside
+//! the build. It must never install or download anything: where they are missing, the error says how to get them.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
+use connectors::postgres::version::SUPPORTED;
 
 use super::stdout;
-
-/// The major version that this Carveout supports; preferred when several are installed.
-pub const SUPPORTED_MAJOR: u32 = 15;
 
 /// Where PostgreSQL's programs are.
 #[derive(Clone, Debug)]
@@ -19,24 +18,41 @@ pub struct Binaries {
     pub dir: PathBuf,
     /// What `postgres --version` says, for example `postgres (PostgreSQL) 15.18`.
     pub version: String,
-    /// Major version; may be another than [`SUPPORTED_MAJOR`] when nothing else is installed.
+    /// Major version, one of [`SUPPORTED`].
     pub major: u32,
 }
 
 impl Binaries {
-    /// Looks at `PGBIN` (and then nowhere else), `pg_config --bindir`, `PATH`, and the folders of packages.
-    /// Among what it finds it takes the supported version, otherwise the first. The error says what to install.
+    /// Looks at `PGBIN` (and then nowhere else), `pg_config --bindir`, `PATH`, the folders of packages, and what
+    /// was fetched. Takes the first of a supported version. The error says what to install.
     pub fn find() -> Result<Binaries> {
         if let Some(dir) = env::var_os("PGBIN") {
-            return Binaries::in_folder(Path::new(&dir)).context("use PGBIN from the environment");
+            let found = Binaries::in_folder(Path::new(&dir)).context("use PGBIN from the environment")?;
+            let (first, last) = (SUPPORTED.start(), SUPPORTED.end());
+            ensure!(found.supported(), "PGBIN holds {}; PostgreSQL {first} to {last} are supported", found.version);
+            return Ok(found);
         }
-        let folders = candidate_folders().into_iter();
-        let found: Vec<Binaries> = folders.flat_map(|dir| Binaries::in_folder(&dir)).collect();
-        let best = found.iter().find(|one| one.major == SUPPORTED_MAJOR);
-        best.or(found.first()).cloned().context(
+        let folders = installed_folders().into_iter().chain(SUPPORTED.rev().flat_map(fetched_folders));
+        let mut found = folders.filter_map(|dir| Binaries::in_folder(&dir).ok());
+        found.find(Binaries::supported).context(
             "PostgreSQL's programs (initdb, postgres) were not found; install them with \
-             `apt-get install postgresql-15` (Debian, Ubuntu), or set PGBIN to the folder that holds them",
+             `apt-get install postgresql` (Debian, Ubuntu), or set PGBIN to the folder that holds them",
         )
+    }
+
+    /// Programs of exactly this major version: `PGBIN` where it is that, then what is installed, then what was
+    /// fetched.
+    pub fn of(major: u32) -> Result<Binaries> {
+        let own = env::var_os("PGBIN").map(PathBuf::from);
+        let folders = own.into_iter().chain(installed_folders()).chain(fetched_folders(major));
+        let mut found = folders.filter_map(|dir| Binaries::in_folder(&dir).ok());
+        found.find(|found| found.major == major).with_context(|| {
+            format!("PostgreSQL {major} is neither installed nor fetched: run `sh .ci/fetch-postgres {major}`")
+        })
+    }
+
+    fn supported(&self) -> bool {
+        SUPPORTED.contains(&self.major)
     }
 
     /// The programs of exactly this folder.
@@ -54,6 +70,17 @@ impl Binaries {
         Ok(Binaries { dir, version, major })
     }
 
+    /// These programs where other users can run them: fetched ones may lie in a folder that only root passes, and
+    /// are then copied into `dir`.
+    pub(super) fn within_reach(&self, dir: &Path) -> Result<Binaries> {
+        let shut = |dir: &Path| fs::metadata(dir).is_ok_and(|found| found.permissions().mode() & 0o001 == 0);
+        let root = self.dir.parent().filter(|_| self.dir.ancestors().any(shut));
+        let Some(root) = root else { return Ok(self.clone()) };
+        let copy = dir.join("postgresql");
+        stdout(Command::new("cp").arg("-R").arg(root).arg(&copy)).context("copy PostgreSQL's programs")?;
+        Ok(Binaries { dir: copy.join("bin"), ..self.clone() })
+    }
+
     /// Path of one program: in [`Binaries::dir`], otherwise on `PATH` (Debian keeps wrappers there).
     pub fn program(&self, name: &str) -> Result<PathBuf> {
         let own = Some(self.dir.join(name)).filter(|file| file.is_file());
@@ -64,8 +91,8 @@ impl Binaries {
     }
 }
 
-/// Folders that may hold PostgreSQL's programs, best first, possibly twice.
-fn candidate_folders() -> Vec<PathBuf> {
+/// Folders where packages put PostgreSQL's programs, best first, possibly twice.
+fn installed_folders() -> Vec<PathBuf> {
     let mut folders = Vec::new();
     if let Ok(dir) = stdout(Command::new("pg_config").arg("--bindir")) {
         folders.push(PathBuf::from(dir));
@@ -80,9 +107,19 @@ fn candidate_folders() -> Vec<PathBuf> {
     majors.sort_unstable_by(|a, b| b.cmp(a));
     folders.extend(majors.into_iter().map(|(_, dir)| dir));
     folders.push(PathBuf::from("/usr/local/pgsql/bin"));
-    folders.push(PathBuf::from(format!("/opt/homebrew/opt/postgresql@{SUPPORTED_MAJOR}/bin")));
+    for major in SUPPORTED.rev() {
+        folders.push(PathBuf::from(format!("/usr/pgsql-{major}/bin")));
+        folders.push(PathBuf::from(format!("/opt/homebrew/opt/postgresql@{major}/bin")));
+    }
     folders.push(PathBuf::from("/opt/homebrew/bin"));
     folders
+}
+
+/// Where `.ci/fetch-postgres` puts a version: `postgresql/MAJOR` in the build's folder, which this program (in
+/// `release`) or this test (in `release/deps`) lies in.
+fn fetched_folders(major: u32) -> Vec<PathBuf> {
+    let program = env::current_exe().unwrap_or_default();
+    program.ancestors().skip(2).take(2).map(|dir| dir.join(format!("postgresql/{major}/bin"))).collect()
 }
 
 /// The first file of this name on `PATH`.
