@@ -30,7 +30,8 @@ check: need-cargo
 test: build need-postgres fetch-postgres
 	$(CARGO) test --release --locked --workspace
 
-demo: build need-postgres
+demo: need-cargo need-postgres
+	$(CARGO) build --release --locked -p daemon
 	target/release/carveout demo
 
 bench: build need-postgres

@@ -297,6 +297,10 @@ impl Router {
             // Whoever has the table was told to stop.
             _ if !routed.carried => Ok(()),
             Places::Nowhere => Ok(()),
+            Places::Everywhere => {
+                routed.members.iter().for_each(|id| self.append(*id, &routed, &[], raw));
+                Ok(())
+            }
             Places::Key(place) => {
                 let Ok((from, to)) = routed.by_key(place, old, new) else {
                     self.stop_untold(&routed);
@@ -523,7 +527,7 @@ impl TableRoute {
     /// What the rows refer to, where their tenant is found that way.
     fn parent(&self) -> Option<(&TableName, &[String])> {
         match &self.path {
-            TablePath::Key(_) => None,
+            TablePath::Key(_) | TablePath::Reference => None,
             TablePath::Via { parent, referenced, .. } => Some((parent, referenced)),
         }
     }

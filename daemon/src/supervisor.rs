@@ -96,8 +96,8 @@ impl Supervisor {
         let mut records = store.moves()?;
         quarantine(&store, &mut records, &ack)?;
         let owned = owned_tables(&config).await.map_err(startup)?;
-        if let Some(owned) = owned.first() {
-            config.canonical_overrides(owned.key_type()).map_err(|error| Startup::Refused(error.to_string()))?;
+        if let Some(kind) = owned.iter().find_map(Owned::key_type) {
+            config.canonical_overrides(kind).map_err(|error| Startup::Refused(error.to_string()))?;
         }
         same_keys(&records, &owned)?;
         see_tables(&config, &store, &owned).await.map_err(startup)?;

@@ -41,6 +41,8 @@ pub enum TablePath {
         /// The columns there, in the same order.
         referenced: Vec<String>,
     },
+    /// It is every tenant's: copied whole into each target.
+    Reference,
 }
 
 impl TablePath {
@@ -49,11 +51,12 @@ impl TablePath {
         match self {
             TablePath::Key(column) => std::slice::from_ref(column),
             TablePath::Via { columns, .. } => columns,
+            TablePath::Reference => &[],
         }
     }
 }
 
-/// For people: `bid`, or `customer_id -> public.customers(id)`.
+/// For people: `bid`, `customer_id -> public.customers(id)` or `reference`.
 impl fmt::Display for TablePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -61,6 +64,7 @@ impl fmt::Display for TablePath {
             TablePath::Via { columns, parent, referenced } => {
                 write!(f, "{} -> {parent}({})", columns.join(", "), referenced.join(", "))
             }
+            TablePath::Reference => f.write_str("reference"),
         }
     }
 }

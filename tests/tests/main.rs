@@ -11,6 +11,7 @@ mod memory;
 mod pgbench;
 mod place;
 mod provision;
+mod reference;
 mod rows;
 mod settle;
 mod shape;

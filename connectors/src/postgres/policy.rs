@@ -12,7 +12,7 @@ use super::catalog::{Column, ForeignKey, Table};
 use super::quote::{ident, idents, literal, table as qualified};
 use super::{Doing, Result};
 
-/// A table whose rows belong to tenants.
+/// A table that moves with tenants.
 #[derive(Clone, Debug)]
 pub struct Owned {
     /// The table.
@@ -37,6 +37,8 @@ pub enum Path {
     },
     /// The row refers to another that belongs to the tenant.
     Via(Box<Via>),
+    /// Every tenant has all rows.
+    Reference,
 }
 
 /// The step from a row to the one that it refers to.
@@ -56,6 +58,7 @@ impl Owned {
         match &self.path {
             Path::Key { column, .. } => std::slice::from_ref(column),
             Path::Via(via) => &via.key.columns,
+            Path::Reference => &[],
         }
     }
 
@@ -68,10 +71,11 @@ impl Owned {
     }
 
     /// The type of the tenant's key at the end of the path.
-    pub fn key_type(&self) -> KeyType {
+    pub fn key_type(&self) -> Option<KeyType> {
         match &self.path {
-            Path::Key { kind, .. } => *kind,
+            Path::Key { kind, .. } => Some(*kind),
             Path::Via(via) => via.parent.key_type(),
+            Path::Reference => None,
         }
     }
 
@@ -80,10 +84,10 @@ impl Owned {
         matches!(&self.path, Path::Via(via) if via.key.name == foreign_key)
     }
 
-    /// The table at the end of the path, which names the tenant.
+    /// The table at the end of the path.
     pub fn root(&self) -> &TableName {
         match &self.path {
-            Path::Key { .. } => &self.table.name,
+            Path::Key { .. } | Path::Reference => &self.table.name,
             Path::Via(via) => via.parent.root(),
         }
     }
@@ -91,7 +95,7 @@ impl Owned {
     /// How many steps it is away from a table that names the tenant.
     pub fn depth(&self) -> usize {
         match &self.path {
-            Path::Key { .. } => 0,
+            Path::Key { .. } | Path::Reference => 0,
             Path::Via(via) => 1 + via.parent.depth(),
         }
     }
@@ -104,6 +108,7 @@ impl Owned {
                 let ForeignKey { columns, parent, referenced, .. } = via.key.clone();
                 TablePath::Via { columns, parent, referenced }
             }
+            Path::Reference => TablePath::Reference,
         }
     }
 
@@ -124,11 +129,15 @@ impl Owned {
                     via.parent.filter(tenant)
                 )
             }
+            Path::Reference => "true".to_owned(),
         }
     }
 
-    /// Whether the table has a row of the tenant.
+    /// Whether the table has a row that is the tenant's alone.
     pub async fn has_tenant(&self, client: &Client, tenant: &TenantId) -> Result<bool> {
+        if matches!(self.path, Path::Reference) {
+            return Ok(false);
+        }
         let sql = format!("SELECT EXISTS (SELECT FROM {} WHERE {})", qualified(&self.table.name), self.filter(tenant));
         let row = client.query_one(&sql, &[]).await.doing(format!("look for the tenant in {}", self.table.name))?;
         Ok(row.get(0))
@@ -153,7 +162,7 @@ impl Owned {
 
 /// The tables that move, and what has to be decided or mended first.
 pub struct Policies {
-    /// Tables that can be moved; one that others refer to comes before them.
+    /// Tables that can be moved; one that `via` tables refer to comes before them.
     pub owned: Vec<Owned>,
     /// The others, but for those excluded.
     pub findings: Vec<Finding>,
@@ -172,12 +181,13 @@ pub fn resolve(tables: Vec<Table>, tenancy: &Tenancy) -> Policies {
             continue;
         }
         if policy.reference {
-            policies.findings.push(Finding::new(
-                Severity::Error,
-                &name,
-                "reference tables cannot be followed by this version",
-                "leave the table out with {exclude: true} and copy it by hand",
-            ));
+            match shape_obstacles(&table) {
+                none if none.is_empty() => {
+                    let (path, null_tenant) = (Path::Reference, NullTenant::NotMoving);
+                    policies.owned.push(Owned { table, path, null_tenant, referenced: Vec::new() });
+                }
+                obstacles => policies.findings.extend(obstacles),
+            }
             continue;
         }
         if let Some(columns) = &policy.via {
@@ -252,7 +262,8 @@ pub(super) fn step(table: &Table, columns: &[String], known: &[Owned]) -> std::r
         let sql = format!("ALTER TABLE {} VALIDATE CONSTRAINT {}", qualified(&table.name), ident(&key.name));
         return no(format!("via: foreign key {} is NOT VALID: rows may refer to nothing", key.name), sql);
     }
-    let Some(parent) = known.iter().find(|owned| owned.table.name == key.parent) else {
+    let of_tenants = |owned: &&Owned| owned.key_type().is_some();
+    let Some(parent) = known.iter().filter(of_tenants).find(|owned| owned.table.name == key.parent) else {
         let cause = format!("via: ({here}) leads to {}, whose own tenants are not known", key.parent);
         return no(cause, format!("give {} a policy that leads to a tenant, or exclude both", key.parent));
     };
@@ -309,7 +320,9 @@ fn obstacles(table: &Table, key: &str) -> Vec<Finding> {
             let via =
                 if leads.is_empty() { String::new() } else { format!(" or its path with {},", leads.join(" or ")) };
             let cause = format!("it has no column \"{key}\" and no policy");
-            return vec![in_the_way(table, cause, &format!("name its key column with {{key: …}},{via}"))];
+            let remedy =
+                format!("name its key column with {{key: …}},{via} say {{reference: true}} if it is every tenant's,");
+            return vec![in_the_way(table, cause, &remedy)];
         }
         Some(column) if KeyType::from_oid(column.type_oid).is_none() => {
             let cause = format!(

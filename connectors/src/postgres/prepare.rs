@@ -108,9 +108,15 @@ fn identity(owned: &Owned) -> Option<Finding> {
         None => "FULL".to_owned(),
     };
     let list: Vec<String> = columns.iter().map(|column| format!("\"{column}\"")).collect();
+    let cause = match list.is_empty() {
+        true => "it has no replica identity: once it is published, every UPDATE and DELETE would fail".to_owned(),
+        false => {
+            format!("its replica identity does not carry {}: a DELETE would not name its tenant", list.join(" and "))
+        }
+    };
     Some(Finding::prepared(
         table.name.to_string(),
-        format!("its replica identity does not carry {}: a DELETE would not name its tenant", list.join(" and ")),
+        cause,
         format!("ALTER TABLE {} REPLICA IDENTITY {how}", qualified(&table.name)),
     ))
 }

@@ -98,7 +98,10 @@ async fn stand(
     let id = moving.record().id;
     let lost =
         || StepError::Fault(Fault::new("not_ready", id.to_string(), "its lane is not running", "carveout status"));
-    let commands = moving.lane().ok_or_else(lost)?;
+    // After a start it may not run yet.
+    let Some(commands) = moving.lane() else {
+        return if moving.record().fault.is_some() { Err(lost()) } else { Ok(None) };
+    };
     let (held, standing) = oneshot::channel();
     commands.send(LaneCommand::Hold(held)).await.map_err(|_| lost())?;
     let _held = Held(commands.clone());

@@ -39,6 +39,8 @@ pub(super) struct Routed {
 pub(super) enum Places {
     /// Its table does not move.
     Nowhere,
+    /// Nowhere: it is every tenant's.
+    Everywhere,
     /// In its tenant key.
     Key(usize),
     /// In the row that these columns refer to.
@@ -58,6 +60,7 @@ impl Routed {
         let places = |names: &[String]| names.iter().map(place).collect::<Option<Vec<usize>>>();
         let path = match table {
             Some((TableRoute { path: TablePath::Key(column), .. }, _)) => place(column).map(Places::Key),
+            Some((TableRoute { path: TablePath::Reference, .. }, _)) => Some(Places::Everywhere),
             Some((route, Some(parent))) => places(route.path.columns()).map(|columns| Places::Via { columns, parent }),
             _ => None,
         };
@@ -101,6 +104,7 @@ impl Routed {
     fn carries_tenant(&self) -> bool {
         match &self.path {
             Places::Nowhere => false,
+            Places::Everywhere => true,
             Places::Key(place) => self.carries(&[*place]),
             Places::Via { columns, .. } => self.carries(columns),
         }
@@ -123,7 +127,7 @@ impl Routed {
             }
             match (&self.path, kind.map(|kind| kind.encode(&lane.tenant))) {
                 (Places::Key(_), Some(Ok(bytes))) if self.carried => drop(self.lanes.insert(bytes, lane.id)),
-                (Places::Via { .. }, _) if self.carried => {}
+                (Places::Via { .. } | Places::Everywhere, _) if self.carried => {}
                 _ => unroutable.push(lane.id),
             }
         }

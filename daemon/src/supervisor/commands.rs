@@ -312,7 +312,7 @@ async fn has_rows(owned: &[Owned], source: &postgres::Client, tenant: &TenantId)
 /// Every table's key type must know the tenant by the same text.
 fn canonical(owned: &[Owned], tenant: &str) -> Result<TenantId, Refusal> {
     let mut found: Option<TenantId> = None;
-    for (table, kind) in owned.iter().map(|owned| (&owned.table.name, owned.key_type())) {
+    for (table, kind) in owned.iter().filter_map(|owned| Some((&owned.table.name, owned.key_type()?))) {
         let here = KeyType::canonical(kind, tenant).map_err(|error| Refusal {
             kind: RefusalKind::Invalid,
             ..no("tenant", &table.to_string(), &error.to_string(), "name the tenant by its key's value")

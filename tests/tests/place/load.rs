@@ -78,6 +78,14 @@ async fn a_copy_stands_while_the_source_is_busy_and_nothing_else_does() -> Resul
             pids.push(client.query_one("SELECT pg_backend_pid()", &[]).await?.get::<_, i32>(0).unsigned_abs());
             tokio::spawn(async move { client.batch_execute(sql).await.ok() });
         }
+        until("sessions that run", SOON, async || {
+            let list = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+            let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid IN ({list})");
+            let running = desk.ask(&sql).await?;
+            ensure!(running == number.to_string(), "{running} of {number}");
+            Ok(())
+        })
+        .await?;
         Ok(pids)
     };
     let end = async |pids: Vec<u32>| -> Result<()> {

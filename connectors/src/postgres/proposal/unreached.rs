@@ -80,9 +80,22 @@ impl<'a> Unreached<'a> {
             choices.extend(column.map(|column| Choice::key(column, "if it has one row for each tenant")));
         } else {
             why.push(self.shape(table));
+            if why.len() == 1 && !is_bookkeeping(table) && loose_references(table).is_empty() {
+                choices.push(Choice::reference("if it is every tenant's: copied whole into each target"));
+            }
         }
         choices.push(Choice::exclude());
         (why, choices)
+    }
+
+    /// The line of a table that tenants' rows refer to and that leads to none.
+    pub fn as_reference(&self, table: &Table) -> Option<Choice> {
+        let leads = self.leading.contains(&table.name) || self.key.names(&table.name);
+        if leads || is_bookkeeping(table) || !policy::shape_obstacles(table).is_empty() {
+            return None;
+        }
+        let from: Vec<String> = self.referring(&table.name).iter().map(ToString::to_string).collect();
+        (!from.is_empty()).then(|| Choice::reference(format!("rows of {} refer to it", several(&from))))
     }
 
     /// The ways over tables that lead to a tenant and cannot be followed as they are.
@@ -108,22 +121,15 @@ impl<'a> Unreached<'a> {
 
     /// What a table looks like from which nothing leads to a tenant.
     fn shape(&self, table: &Table) -> String {
-        if BOOKKEEPING.contains(&table.name.name.as_str()) {
+        if is_bookkeeping(table) {
             return "it looks like the bookkeeping of a migration tool, which a target does not need".to_owned();
-        }
-        let from: Vec<String> = self.referring(&table.name).iter().map(ToString::to_string).collect();
-        if !from.is_empty() {
-            return format!(
-                "it looks like a reference table: rows of {} refer to it, and it leads to no tenant. `reference: true` \
-                 (copied whole) is not followed by this version; leave it out and copy it by hand, or add a column \
-                 \"{}\"",
-                several(&from),
-                self.key.column
-            );
         }
         let loose = loose_references(table);
         if loose.is_empty() {
-            return format!("nothing in it leads to a tenant: leave it out, or add a column \"{}\"", self.key.column);
+            return format!(
+                "nothing in it leads to a tenant: copy it whole, leave it out, or add a column \"{}\"",
+                self.key.column
+            );
         }
         format!(
             "no foreign key leads from it to a tenant, but {} may: add a foreign key and name it with {{via: ...}}, \
@@ -149,6 +155,10 @@ impl<'a> Unreached<'a> {
         }
         found
     }
+}
+
+fn is_bookkeeping(table: &Table) -> bool {
+    BOOKKEEPING.contains(&table.name.name.as_str())
 }
 
 /// Columns that are named like references and have no foreign key.

@@ -165,6 +165,7 @@ fn policy(choice: &Choice) -> String {
     let parts = [
         policy.key.as_ref().map(|column| format!("key: {}", value(column))),
         via.map(|columns| format!("via: {columns}")),
+        policy.reference.then(|| "reference: true".to_owned()),
         policy.exclude.then(|| "exclude: true".to_owned()),
         (policy.null_tenant == NullTenant::NotMoving).then(|| "null_tenant: not_moving".to_owned()),
     ];
