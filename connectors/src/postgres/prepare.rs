@@ -187,8 +187,10 @@ async fn slot(client: &Client, source: &Source) -> Result<Vec<Finding>> {
         format!("it belongs to database {}", found.database)
     } else if found.two_phase {
         "it decodes prepared transactions (two_phase), which is not supported".to_owned()
-    } else if found.wal_status == "lost" || found.confirmed_flush == Lsn::ZERO {
+    } else if found.wal_status == "lost" {
         "the server has removed log that it needed; the slot is lost".to_owned()
+    } else if found.confirmed_flush == Lsn::ZERO {
+        "somebody is making it: that waits for transactions that are open".to_owned()
     } else {
         return Ok(findings);
     };

@@ -13,7 +13,7 @@ use super::{Doing, Result};
 pub struct Slot {
     /// Everything up to here was acknowledged.
     pub confirmed_flush: Lsn,
-    /// `reserved`, `extended`, `unreserved` or `lost`.
+    /// `reserved`, `extended`, `unreserved` or `lost`; empty while the slot is being made.
     pub wal_status: String,
     /// Log kept for it, in bytes.
     pub retained_bytes: u64,
@@ -33,7 +33,7 @@ pub struct Slot {
 pub async fn find(client: &Client, name: &str) -> Result<Option<Slot>> {
     let row = client
         .query_opt(
-            "SELECT coalesce(confirmed_flush_lsn::text, '0/0'), coalesce(wal_status, 'lost'),
+            "SELECT coalesce(confirmed_flush_lsn::text, '0/0'), coalesce(wal_status, ''),
                     greatest(coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0), 0)::bigint,
                     active, coalesce(plugin::text, 'physical'), coalesce(database::text, ''), two_phase,
                     coalesce((to_jsonb(s) ->> 'failover')::boolean, false)

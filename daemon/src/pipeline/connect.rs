@@ -142,7 +142,10 @@ async fn required_slot(client: &connectors::postgres::Client, config: &Config) -
         )
     };
     let slot = slot::find(client, name).await?.ok_or_else(missing)?;
-    if slot.wal_status == "lost" || slot.confirmed_flush == Lsn::ZERO {
+    if slot.confirmed_flush == Lsn::ZERO && slot.wal_status != "lost" && !slot.database.is_empty() {
+        return Err(Error::connection(doing(), "somebody is making it; that waits for transactions that are open"));
+    }
+    if slot.wal_status == "lost" {
         let why = "the server has removed log that it needed (max_slot_wal_keep_size)";
         return Err(Error::state(doing(), format!("{why}; begin anew: {ANEW}")));
     }

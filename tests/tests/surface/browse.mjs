@@ -1,9 +1,9 @@
-// Opens a page in headless Chromium, waits, prints its HTML, takes a picture. Speaks the DevTools protocol over
+// Opens a page in headless Chromium, waits until its HTML has what is wanted, prints its HTML, takes a picture. Speaks the DevTools protocol over
 // Node's own WebSocket: nothing has to be installed but the browser.
 import { spawn } from "node:child_process";
 import { writeFileSync } from "node:fs";
 
-const [url, scheme, seconds, profile, picture] = process.argv.slice(2);
+const [url, scheme, wanted, seconds, profile, picture] = process.argv.slice(2);
 const browser = spawn("chromium", [
   "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
   "--disable-component-update", "--disable-sync", "--remote-debugging-port=0", `--user-data-dir=${profile}`,
@@ -39,8 +39,12 @@ const ask = (method, params = {}) => new Promise(resolve => {
 for (const domain of ["Page", "Runtime", "Log"]) await ask(`${domain}.enable`);
 await ask("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: scheme }] });
 await ask("Page.navigate", { url });
-await new Promise(resolve => setTimeout(resolve, Number(seconds) * 1000));
-const html = await ask("Runtime.evaluate", { expression: "document.documentElement.outerHTML" });
+let html;
+for (const end = Date.now() + Number(seconds) * 1000; ;) {
+  html = await ask("Runtime.evaluate", { expression: "document.documentElement.outerHTML" });
+  if (new RegExp(wanted).test(html.result.value) || Date.now() > end) break;
+  await new Promise(resolve => setTimeout(resolve, 100));
+}
 const shot = await ask("Page.captureScreenshot", { format: "png" });
 writeFileSync(picture, Buffer.from(shot.data, "base64"));
 if (troubles.length) fail(`the page had errors: ${troubles.join("; ")}`);

@@ -140,7 +140,7 @@ async fn systemd_is_told() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "campaign: needs chromium (apt-get install chromium)"]
 async fn the_page_lives_in_a_browser() -> Result<()> {
-    let wanted = Configuration { extra: "limits: {copy_rows_per_second: 40}\n".to_owned(), ..Configuration::default() };
+    let wanted = Configuration { extra: "limits: {copy_rows_per_second: 15}\n".to_owned(), ..Configuration::default() };
     let desk = Desk::open_with(Default::default(), wanted).await?;
     let daemon = desk.work().await?;
     for (tenant, to) in [("1", "schema"), ("2", "database")] {
@@ -148,19 +148,19 @@ async fn the_page_lives_in_a_browser() -> Result<()> {
     }
     phase(&daemon, "1", &["copying"]).await?;
     // Loaded while both copy, looked at when they are through.
-    let seen = browse(&desk, &daemon, "move", "light", 20).await?;
+    let seen = browse(&desk, &daemon, "move", "light", "data-seen=\"[^\"]*streaming").await?;
     ensure!(seen.contains("data-tenant=\"1\"") && seen.contains("bid_2"), "{seen}");
     let phases = seen.split("data-seen=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap_or_default();
     ensure!(phases.contains("copying") && phases.contains("streaming"), "it has seen {phases:?}");
     desk.sql("TRUNCATE events").await?;
     faulted(&daemon, "1").await?;
-    let seen = browse(&desk, &daemon, "fault", "dark", 4).await?;
+    let seen = browse(&desk, &daemon, "fault", "dark", "was truncated on the source").await?;
     ensure!(seen.contains("was truncated on the source") && seen.contains("next: `carveout cancel`"), "{seen}");
     Ok(())
 }
 
-/// Opens the page for so many seconds; what it has then, as HTML. A picture comes to lie in `CARVEOUT_PICTURES`.
-async fn browse(desk: &Desk, daemon: &Daemon, name: &str, scheme: &str, seconds: u64) -> Result<String> {
+/// Opens the page until it has what is wanted (a pattern), or for a minute and a half; what it has then, as HTML. A picture comes to lie in `CARVEOUT_PICTURES`.
+async fn browse(desk: &Desk, daemon: &Daemon, name: &str, scheme: &str, wanted: &str) -> Result<String> {
     let pictures = std::env::var("CARVEOUT_PICTURES").map_or_else(|_| desk.scene.path().to_owned(), Into::into);
     let script = desk.scene.path().join("browse.mjs");
     std::fs::write(&script, include_str!("browse.mjs"))?;
@@ -170,7 +170,7 @@ async fn browse(desk: &Desk, daemon: &Daemon, name: &str, scheme: &str, seconds:
     let output = tokio::process::Command::new("node")
         .arg("--experimental-websocket")
         .arg(&script)
-        .args([&url, scheme, &seconds.to_string()])
+        .args([&url, scheme, wanted, "90"])
         .args([&profile, &picture])
         .output()
         .await
