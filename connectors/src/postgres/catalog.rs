@@ -241,6 +241,7 @@ SELECT a.attrelid, a.attname::text, t.oid, t.typarray, format_type(t.oid, a.attt
   LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
   LEFT JOIN LATERAL (
        SELECT CASE WHEN o.deptype = 'a' THEN sn.nspname::text END AS schema, s.relname::text AS name,
+              CASE WHEN o.deptype = 'a' THEN 'AS ' || format_type(q.seqtypid, NULL) || ' ' ELSE '' END ||
               format('INCREMENT BY %s MINVALUE %s MAXVALUE %s START WITH %s CACHE %s %s', q.seqincrement, q.seqmin, q.seqmax,
                      q.seqstart, q.seqcache, CASE WHEN q.seqcycle THEN 'CYCLE' ELSE 'NO CYCLE' END) AS options
          FROM pg_depend o

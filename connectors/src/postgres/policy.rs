@@ -273,8 +273,10 @@ pub(super) fn step(table: &Table, columns: &[String], known: &[Owned]) -> std::r
             (Some(kind), Some(other)) if kind == other => kinds.push(kind),
             _ => {
                 let cause = format!(
-                    "via: \"{from}\" and {}.\"{to}\" must have the same type, one of smallint, integer, bigint, uuid, text and varchar",
-                    key.parent
+                    "via: \"{from}\" is {}, {}.\"{to}\" is {}; both must be the same, one of smallint, integer, bigint, uuid, text and varchar",
+                    type_of(table, from),
+                    key.parent,
+                    type_of(&parent.table, to)
                 );
                 return no(cause, "change one of the types, or exclude the table".to_owned());
             }
@@ -311,14 +313,21 @@ fn in_the_way(table: &Table, cause: String, remedy: &str) -> Finding {
     Finding::new(Severity::Error, &name, cause, format!("{remedy} {exclude}").trim().to_owned())
 }
 
+fn type_of<'a>(table: &'a Table, column: &str) -> &'a str {
+    table.column(column).map_or("missing", |column| &column.type_sql)
+}
+
 /// Why the table cannot be moved by its key.
 fn obstacles(table: &Table, key: &str) -> Vec<Finding> {
     let mut found = match table.column(key) {
         None => {
             let leads = table.foreign_keys.iter().filter(|other| other.parent != table.name);
             let leads: Vec<String> = leads.map(|key| format!("{{via: {}}}", key.columns.join(", "))).collect();
-            let via =
-                if leads.is_empty() { String::new() } else { format!(" or its path with {},", leads.join(" or ")) };
+            let via = if leads.is_empty() {
+                String::new()
+            } else {
+                format!(" or, where that leads to a tenant, its path with {},", leads.join(" or "))
+            };
             let cause = format!("it has no column \"{key}\" and no policy");
             let remedy =
                 format!("name its key column with {{key: …}},{via} say {{reference: true}} if it is every tenant's,");

@@ -175,10 +175,7 @@ pub fn propose(tables: &[Table], wanted: Option<&str>) -> Result<Proposal, NoKey
         let ways = reach::ways(table, &reached);
         match key.of(table) {
             Some(column) => with_key(&mut entry, table, &key, column),
-            None if ways.is_empty() => match unreached.as_reference(table) {
-                Some(choice) => (entry.chosen, entry.others) = (Chosen::Line(choice), vec![Choice::exclude()]),
-                None => (entry.why, entry.others) = unreached.explain(table),
-            },
+            None if ways.is_empty() => (entry.why, entry.others) = unreached.explain(table),
             None => with_ways(&mut entry, ways, unreached.blocked_ways(table)),
         }
         if let Some(why) = nameless(&table.name, &entry.spelled, tables) {

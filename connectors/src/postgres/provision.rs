@@ -97,7 +97,7 @@ const OTHERS: &str = "\
 SELECT string_agg(pg_describe_object(o.classid, o.oid, 0), ', ' ORDER BY o.classid, o.oid)
   FROM (SELECT 'pg_class'::regclass AS classid, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
          WHERE c.oid >= 16384 AND c.relkind NOT IN ('i', 'I', 't') AND n.nspname <> 'pg_toast'
-           AND NOT (n.nspname = 'carveout' AND c.relname IN ('checkpoint', 'copied', 'objects'))
+           AND NOT (n.nspname = 'carveout' AND c.relname IN ('checkpoint', 'copied', 'arriving', 'objects'))
         UNION ALL SELECT 'pg_namespace'::regclass, oid FROM pg_namespace
          WHERE oid >= 16384 AND nspname NOT IN ('carveout', 'public') AND nspname !~ '^pg_(toast_)?temp_'
         UNION ALL SELECT 'pg_type'::regclass, oid FROM pg_type WHERE oid >= 16384 AND typtype IN ('e', 'd', 'r')
@@ -269,13 +269,8 @@ pub async fn create_table(
 
 /// A sequence for a serial column; its values are set when the writes move.
 async fn create_sequence(tx: &Transaction<'_>, name: &TableName, column: &Column) -> Result<()> {
-    let kind = match column.type_oid {
-        21 => "smallint",
-        23 => "integer",
-        _ => "bigint",
-    };
     let options = column.sequence_options.as_deref().unwrap_or_default();
-    let sql = format!("CREATE SEQUENCE {} AS {kind} {options}", qualified(name));
+    let sql = format!("CREATE SEQUENCE {} {options}", qualified(name));
     tx.batch_execute(&sql).await.doing(format!("create sequence {name}"))
 }
 

@@ -1,6 +1,6 @@
 //! `carveout check`: what stands in the way, most severe first. Writes nothing.
 
-use connectors::postgres::policy::Owned;
+use connectors::postgres::policy::{Owned, Path};
 use connectors::postgres::{preflight, prepare};
 use schemas::config::Config;
 use schemas::status::{Finding, Severity};
@@ -24,8 +24,17 @@ pub fn run(global: &Global) -> Result<Exit, Failure> {
 pub async fn look(config: &Config) -> Result<(Vec<Finding>, Vec<String>), Failure> {
     let (mut findings, owned) = preflight::check(config).await.map_err(|error| Failure::database(&error))?;
     findings.extend(index_memory(config, &owned));
+    findings.extend(copied_whole(&owned));
     findings.sort_by_key(|finding| finding.severity);
     Ok((findings, owned.iter().map(|owned| owned.table.name.to_string()).collect()))
+}
+
+/// Tables of which every tenant gets all rows: said again, since a wrong one shows tenants each other's rows.
+fn copied_whole(owned: &[Owned]) -> Option<Finding> {
+    let whole = owned.iter().filter(|owned| matches!(owned.path, Path::Reference));
+    let names: Vec<String> = whole.map(|owned| owned.table.name.to_string()).collect();
+    let cause = format!("every target gets all rows of {}: every tenant may see them", names.join(", "));
+    (!names.is_empty()).then(|| Finding::new(Severity::Note, "reference", cause, ""))
 }
 
 /// What the index of rows that `via` tables refer to takes when all tenants move at the same time.

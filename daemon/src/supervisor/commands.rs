@@ -239,12 +239,15 @@ impl Supervisor {
                 "correct the tenant's name; a tenant can be moved once it has a row",
             ));
         }
+        let mut nobodys = Vec::new();
         for owned in &policies.owned {
             if owned.has_null_tenant(&source).await? {
-                let next =
-                    format!("give them one, or set tenancy.tables.{}.null_tenant: not_moving", owned.table.name.name);
-                return Err(no("null_tenant", &owned.table.name.to_string(), "it has rows without a tenant", &next));
+                nobodys.push(owned.table.name.to_string());
             }
+        }
+        if !nobodys.is_empty() {
+            let next = "give them one; or set null_tenant: not_moving for each table under tenancy.tables, and start the daemon again";
+            return Err(no("null_tenant", &nobodys.join(", "), "rows without a tenant", next));
         }
         let names = policy::names(&policies.owned);
         let mut published = slot::published(&source, &config.source.publication, &names).await?;

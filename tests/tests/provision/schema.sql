@@ -33,6 +33,7 @@ CREATE TABLE "Par ent" (
   FOREIGN KEY (bid, "up") REFERENCES "Par ent" DEFERRABLE INITIALLY DEFERRED,
   CONSTRAINT "abroad" FOREIGN KEY (abroad) REFERENCES "Par ent" ("Id"))
   WITH (fillfactor = 70, autovacuum_enabled = true, toast.autovacuum_enabled = true);
+ALTER SEQUENCE "Par ent_Id_seq" AS bigint MAXVALUE 9223372036854775807;
 ALTER TABLE "Par ent" ALTER big SET STORAGE EXTERNAL, ALTER big SET STATISTICS 500, ALTER big SET (n_distinct = -0.5),
   ALTER t SET COMPRESSION pglz;
 CREATE TABLE child (

@@ -10,7 +10,7 @@ use schemas::tenant::KeyType;
 use crate::postgres::catalog::Table;
 
 /// What tenants are usually called; a column named so counts twice.
-const TENANTS: [&str; 14] = [
+const TENANTS: [&str; 15] = [
     "tenant",
     "organization",
     "organisation",
@@ -25,6 +25,7 @@ const TENANTS: [&str; 14] = [
     "site",
     "team",
     "client",
+    "namespace",
 ];
 /// How many other columns are named.
 const RUNNERS_UP: usize = 3;

@@ -78,6 +78,9 @@ impl<'a> Unreached<'a> {
             let column = table.keys.iter().find(|key| key.primary).map(|key| key.columns[0].clone());
             why.push("its name is that of the tenants, but no foreign key says so".to_owned());
             choices.extend(column.map(|column| Choice::key(column, "if it has one row for each tenant")));
+        } else if let Some((cause, choice)) = self.referred_to(table).filter(|_| why.is_empty()) {
+            why.push(cause);
+            choices.push(choice);
         } else {
             why.push(self.shape(table));
             if why.len() == 1 && !is_bookkeeping(table) && loose_references(table).is_empty() {
@@ -88,14 +91,24 @@ impl<'a> Unreached<'a> {
         (why, choices)
     }
 
-    /// The line of a table that tenants' rows refer to and that leads to none.
-    pub fn as_reference(&self, table: &Table) -> Option<Choice> {
-        let leads = self.leading.contains(&table.name) || self.key.names(&table.name);
-        if leads || is_bookkeeping(table) || !policy::shape_obstacles(table).is_empty() {
+    /// What to say of a table that tenants' rows refer to and that leads to none. Every tenant's, or one row for each
+    /// of them: only a person knows.
+    fn referred_to(&self, table: &Table) -> Option<(String, Choice)> {
+        let from = self.referring(&table.name);
+        if is_bookkeeping(table) || from.is_empty() {
             return None;
         }
-        let from: Vec<String> = self.referring(&table.name).iter().map(ToString::to_string).collect();
-        (!from.is_empty()).then(|| Choice::reference(format!("rows of {} refer to it", several(&from))))
+        let shown = several(&from.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let one_each = |from: &Table| {
+            let unique = |columns: &[String]| from.keys.iter().any(|key| key.columns == columns);
+            from.foreign_keys.iter().any(|key| key.parent == table.name && unique(&key.columns))
+        };
+        let details = self.tables.iter().any(one_each);
+        let cause = match details {
+            true => format!("rows of {shown} refer to it one by one: its rows look like single tenants' own"),
+            false => format!("nothing in it leads to a tenant, and rows of {shown} refer to it"),
+        };
+        Some((cause, Choice::reference("if every tenant may see all of it: copied whole into each target")))
     }
 
     /// The ways over tables that lead to a tenant and cannot be followed as they are.
