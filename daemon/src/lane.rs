@@ -4,6 +4,7 @@
 //! A group that fails is replayed row by row, then transaction by transaction; what fails even
 //! then stops this lane and no other. Everything transient is tried again for ever.
 
+mod arrive;
 mod group;
 mod hold;
 
@@ -24,6 +25,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use crate::pipeline::Progress;
 use crate::spool::{Place, SpoolReader, SpoolState};
 use crate::stop;
+pub use arrive::Origin;
+use arrive::Outlook;
 use group::{Group, Limits, Skipped, Stopped};
 
 /// The pause before a failed connection is tried again, doubled up to the longest.
@@ -46,6 +49,8 @@ pub struct LanePlan {
     pub spool: Arc<SpoolState>,
     /// Per table: what its copy holds.
     pub copied: HashMap<TableName, Copied>,
+    /// Where rows that come from other tenants are read.
+    pub origin: Origin,
     /// The end of the last transaction sealed before the spool's first segment.
     pub prev_end: Lsn,
     /// The acknowledge record says that this was held: a transaction end.
@@ -135,6 +140,7 @@ pub struct Lane {
     commands: mpsc::Receiver<LaneCommand>,
     stop: watch::Receiver<bool>,
     held: bool,
+    outlook: Outlook,
     /// Whether this run has compared target, spool and record.
     compared: bool,
 }
@@ -149,7 +155,17 @@ impl Lane {
         commands: mpsc::Receiver<LaneCommand>,
         stop: watch::Receiver<bool>,
     ) -> Self {
-        Lane { plan, meter, connections, progress, commands, stop, held: false, compared: false }
+        Lane {
+            plan,
+            meter,
+            connections,
+            progress,
+            commands,
+            stop,
+            held: false,
+            outlook: Outlook::default(),
+            compared: false,
+        }
     }
 
     /// Runs until it is stopped or cannot go on.
@@ -210,6 +226,7 @@ impl Lane {
         };
         let _permit = permit.map_err(|_| End::Stopped)?;
         let began = Instant::now();
+        self.outlook = Outlook::default();
         let mut sink = PostgresSink::open(&self.plan.sink).await?;
         let mut lsn = sink.position().await?;
         self.compare(lsn)?;
@@ -229,7 +246,11 @@ impl Lane {
                 return Err(self.not_an_end(lsn));
             }
         }
+        self.plan.spool.set_lacks_rows(sink.expects(), Lsn(lsn.0.saturating_sub(1)));
         loop {
+            if !self.held && sink.expects() {
+                lsn = self.arrive(&mut sink, &mut reader, &mut group, lsn).await?;
+            }
             let now = *sealed.borrow_and_update();
             if !self.held && reader.place_before(&now) {
                 lsn = self.apply(&mut sink, &mut reader, &mut group, usize::MAX).await?;
@@ -273,7 +294,8 @@ impl Lane {
     /// Waits until there is a reason to connect: a first comparison, something to apply, a command.
     async fn work(&self) -> std::result::Result<(), End> {
         let mut sealed = self.plan.spool.sealed.subscribe();
-        while self.compared && self.plan.spool.caught_up() && self.commands.is_empty() {
+        let spool = &self.plan.spool;
+        while self.compared && spool.caught_up() && !spool.lacks_rows() && self.commands.is_empty() {
             tokio::select! {
                 changed = sealed.changed() => changed.map_err(|_| End::Stopped)?,
                 () = tokio::time::sleep(LOOK_FOR_COMMANDS) => {}
@@ -368,7 +390,7 @@ impl Lane {
         group: &mut Group,
         transactions: usize,
     ) -> std::result::Result<Lsn, End> {
-        let (start, began) = (reader.place(), Instant::now());
+        let (start, began, before) = (reader.place(), Instant::now(), self.plan.spool.position());
         let mut limits = Limits { rows: self.plan.batch_rows, transactions };
         let mut mode = Mode::Sets;
         group.begin(limits);
@@ -377,6 +399,7 @@ impl Lane {
             let taken = sink.take(mode, &mut || group.piece(reader, &sealed)).await;
             let error = match taken {
                 Ok(end) => {
+                    self.plan.spool.set_lacks_rows(sink.expects(), before);
                     self.plan.spool.set_applied(end, reader.place());
                     self.plan.apply_seconds.observe(began.elapsed().as_secs_f64());
                     self.meter.changes.fetch_add(sink.applied(), Ordering::Relaxed);

@@ -109,6 +109,16 @@ impl Ownership {
         }
     }
 
+    /// Rows left the lane or entered it with what hangs on them: nothing is known of its keys any more. False where
+    /// it has none.
+    pub fn forget(&mut self, lane: MoveId) -> bool {
+        let has_keys = self.decided.contains(&lane) || self.undecided.contains_key(&lane);
+        if has_keys {
+            self.open(lane);
+        }
+        has_keys
+    }
+
     /// What was read of the stream does not count any more: every lane's keys have to be read again.
     pub fn lose(&mut self) {
         self.undecided.values_mut().for_each(|reading| *reading = false);
@@ -175,7 +185,7 @@ impl Ownership {
     /// those that were are forgotten. Returns whether the lane is decided.
     pub fn end_reading(&mut self, lane: MoveId, complete: bool) -> bool {
         if self.undecided.get(&lane) != Some(&true) {
-            return false;
+            return self.decided.contains(&lane);
         }
         if !complete {
             self.open(lane);

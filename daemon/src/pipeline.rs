@@ -266,6 +266,9 @@ impl Pipeline {
         }
         self.router.flush();
         self.report_broken();
+        if self.router.take_keys_lost() {
+            self.progress.send_modify(|progress| progress.keys_lost += 1);
+        }
         if self.router.is_full() {
             return Err(connect::no_room(&self.config));
         }
@@ -334,7 +337,7 @@ impl Pipeline {
                 }
                 Command::EndKeys { id, complete, ended } => {
                     let known = self.router.ownership().end_reading(id, complete);
-                    if known {
+                    if known && complete {
                         let index = self.router.ownership();
                         let (keys, bytes) = (index.count(), index.bytes());
                         tracing::info!(%id, keys, bytes, "whose the rows are that others refer to is known");

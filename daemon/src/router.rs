@@ -100,6 +100,10 @@ pub struct Router {
     passed: Lsn,
     broken: Vec<Broken>,
     quarantined: BTreeSet<MoveId>,
+    /// Lanes that rows with others below them left or entered in this transaction.
+    changed_hands: BTreeSet<MoveId>,
+    /// Keys were lost since this was asked last.
+    keys_lost: bool,
     /// A spool had no room on the disk: what was received since the last cut is not all there.
     full: bool,
 }
@@ -130,6 +134,8 @@ impl Router {
             passed: Lsn::ZERO,
             broken,
             quarantined,
+            changed_hands: BTreeSet::new(),
+            keys_lost: false,
             full: false,
         };
         router.refer();
@@ -213,6 +219,7 @@ impl Router {
     /// transactions went too that had been sealed but not shown to their lanes.
     pub fn restart(&mut self) -> bool {
         self.transaction = None;
+        self.changed_hands.clear();
         self.relations.clear();
         self.settling.clear();
         let mut kept = !std::mem::take(&mut self.full);
@@ -229,6 +236,11 @@ impl Router {
         kept
     }
 
+    /// Whether lanes' keys were lost since this was asked last: they have to be read again.
+    pub fn take_keys_lost(&mut self) -> bool {
+        std::mem::take(&mut self.keys_lost)
+    }
+
     /// A transaction begins.
     pub fn begin(&mut self, xid: u32, commit_lsn: Lsn, commit_ts: i64) {
         let again = commit_lsn < self.passed;
@@ -239,6 +251,9 @@ impl Router {
     pub fn commit(&mut self, end: Lsn) -> Result<bool> {
         self.settle()?;
         self.transaction = None;
+        for id in std::mem::take(&mut self.changed_hands) {
+            self.keys_lost |= self.ownership.forget(id);
+        }
         self.passed = self.passed.max(end);
         let mut touched = false;
         for lane in self.lanes.values_mut().filter(|lane| lane.touched) {
@@ -349,17 +364,32 @@ impl Router {
             match (&claims.old, &claims.new) {
                 (Claim::No, Claim::No) => {}
                 (Claim::Yes, Claim::Yes) => self.append(id, routed, &[], raw),
-                (Claim::Yes, Claim::No) | (Claim::No, Claim::Yes) if !routed.referred.is_empty() => {
-                    self.stop(id, Some(&routed.name), changed_hands(&routed.name));
+                (before, after) if before != after && self.takes_along(routed, after, old, new) => {
+                    self.change_hands(id, routed, &claims, raw);
                 }
                 (Claim::Yes, Claim::No) => self.leave(id, routed, old),
                 (Claim::No, Claim::Yes) => self.enter(id, routed, old, new),
-                _ => {
-                    let mut bytes = Vec::new();
-                    claims.encode(&mut bytes);
-                    self.append(id, routed, &bytes, raw);
-                }
+                _ => self.append(id, routed, &claims.encoded(), raw),
             }
+        }
+    }
+
+    /// Whether more than the change says goes with the row to the lane or from it: rows that hang on it, or large
+    /// values that were not sent.
+    fn takes_along(&self, routed: &Routed, after: &Claim, old: Option<Old<'_>>, new: Option<Tuple<'_>>) -> bool {
+        let incomplete = || new.is_some_and(|new| whole_row(&routed.relation, old, new).is_none());
+        !routed.referred.is_empty() || (*after != Claim::No && !routed.row_key.is_empty() && incomplete())
+    }
+
+    /// The lane sees to it that what hangs on the row goes with it. From here on the index does not know whose that
+    /// is: the lane decides by its target until its keys are read again.
+    fn change_hands(&mut self, id: MoveId, routed: &Routed, claims: &Claims, raw: &[u8]) {
+        if routed.row_key.is_empty() {
+            return self.stop(id, Some(&routed.name), changed_hands(&routed.name));
+        }
+        self.append_as(id, routed, &claims.encoded(), true, raw);
+        if !routed.referred.is_empty() {
+            self.changed_hands.insert(id);
         }
     }
 
@@ -474,10 +504,14 @@ impl Router {
 
     /// Appends a change to a lane's spool.
     fn append(&mut self, id: MoveId, routed: &Routed, claims: &[u8], message: &[u8]) {
+        self.append_as(id, routed, claims, false, message);
+    }
+
+    fn append_as(&mut self, id: MoveId, routed: &Routed, claims: &[u8], hands: bool, message: &[u8]) {
         let (Some(lane), Some(transaction)) = (self.lanes.get_mut(&id), self.transaction) else { return };
         let described = (routed.relation.id, routed.version);
         let written = lane.begin(transaction).and_then(|begun| match begun {
-            true => lane.spool.change(described, &routed.description, claims, message),
+            true => lane.spool.change(described, &routed.description, claims, hands, message),
             false => Ok(()),
         });
         self.check_written(id, written);

@@ -11,6 +11,7 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use schemas::Lsn;
 use tokio::sync::watch;
@@ -53,6 +54,9 @@ pub struct SpoolState {
     oldest: AtomicI64,
     /// Where that one's commit record begins.
     oldest_lsn: AtomicU64,
+    /// Commit time and position of a transaction with which rows arrived that the target does not hold yet; zeros
+    /// where nothing is missing.
+    arriving: Mutex<Option<(i64, Lsn)>>,
 }
 
 impl SpoolState {
@@ -65,6 +69,7 @@ impl SpoolState {
             known_applied: AtomicU64::new(0),
             oldest: AtomicI64::new(0),
             oldest_lsn: AtomicU64::new(0),
+            arriving: Mutex::new(None),
         }
     }
 
@@ -96,7 +101,24 @@ impl SpoolState {
     /// Commit time of the oldest transaction not in the target (source's clock, microseconds since
     /// 2000-01-01); `None` when there is none.
     pub fn oldest(&self) -> Option<i64> {
-        (!self.caught_up()).then(|| self.oldest.load(Ordering::Relaxed))
+        let waiting = || (!self.caught_up()).then(|| self.oldest.load(Ordering::Relaxed));
+        self.arriving().map(|(commit_ts, _)| commit_ts).or_else(waiting)
+    }
+
+    fn arriving(&self) -> Option<(i64, Lsn)> {
+        *self.arriving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the target lacks rows that arrived with a transaction that it holds.
+    pub fn lacks_rows(&self) -> bool {
+        self.arriving().is_some()
+    }
+
+    /// Whether rows have arrived that the target does not hold yet; `before` is where it held everything.
+    pub fn set_lacks_rows(&self, lacks: bool, before: Lsn) {
+        let since = (self.oldest.load(Ordering::Relaxed), before);
+        let mut arriving = self.arriving.lock().unwrap_or_else(PoisonError::into_inner);
+        *arriving = lacks.then(|| arriving.unwrap_or(since));
     }
 
     /// The transaction that is about to be applied, or the first after a time of rest, committed then.
@@ -108,7 +130,8 @@ impl SpoolState {
     /// Up to where the target holds everything of its tenant: a lane that had nothing to apply for long is at
     /// the transaction that came then.
     pub fn position(&self) -> Lsn {
-        Lsn(self.oldest_lsn.load(Ordering::Relaxed)).max(self.known_applied())
+        let held = || Lsn(self.oldest_lsn.load(Ordering::Relaxed)).max(self.known_applied());
+        self.arriving().map_or_else(held, |(_, before)| before)
     }
 
     /// The lane's target holds everything up to `end`, which ends at `place`.

@@ -4,7 +4,9 @@
 
 mod cancel;
 mod carve;
+mod chinook;
 mod faults;
+mod hands;
 mod join;
 mod kills;
 mod memory;

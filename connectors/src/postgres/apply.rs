@@ -6,6 +6,7 @@
 
 mod claim;
 mod fold;
+mod hands;
 mod rows;
 mod sets;
 mod sift;
@@ -22,6 +23,8 @@ use tokio_postgres::Client;
 use super::pgoutput::{self, Message};
 use super::{Doing, Error, Result, client, control};
 pub use claim::{Claim, Claims, key_bytes};
+pub use hands::Origin;
+use hands::{Arriving, Hands};
 pub use target::Targets;
 
 /// What a lane is handed: changes in commit order, then the end of the last whole transaction.
@@ -39,6 +42,8 @@ pub struct Entry {
     pub message: Bytes,
     /// [`Claims`] of the lane, where the row may be another tenant's; otherwise empty.
     pub claims: Bytes,
+    /// The first one of its transaction.
+    pub first: bool,
 }
 
 /// Where the pieces of a group come from.
@@ -73,6 +78,9 @@ pub struct PostgresSink {
     statements: target::Statements,
     /// Row changes applied since the last commit; reported by [`PostgresSink::applied`].
     changes: u64,
+    arriving: Arriving,
+    /// The group in hand failed, and rows changed hands in it.
+    careful: bool,
 }
 
 /// Which lane a sink belongs to.
@@ -115,7 +123,58 @@ impl PostgresSink {
         let targets = Targets::load(&client, plan).await?;
         let lsn = control::read_checkpoint(&client, plan.id, plan.epoch).await?;
         let statements = target::Statements::default();
-        Ok(PostgresSink { client, id: plan.id, epoch: plan.epoch, lsn, targets, statements, changes: 0 })
+        let (id, epoch) = (plan.id, plan.epoch);
+        let mut sink = PostgresSink {
+            client,
+            id,
+            epoch,
+            lsn,
+            targets,
+            statements,
+            changes: 0,
+            arriving: Arriving::new(),
+            careful: false,
+        };
+        for (table, name) in control::read_arriving(&sink.client, id).await? {
+            if let Some(table) =
+                plan.tables.iter().map(|(known, _)| known).find(|known| control::copied_name(known) == table)
+            {
+                sink.arriving.entry(table.clone()).or_default().insert(name);
+            }
+        }
+        Ok(sink)
+    }
+
+    /// Whether rows have arrived that are not in the target yet.
+    pub fn expects(&self) -> bool {
+        !self.arriving.is_empty()
+    }
+
+    /// Reads the rows that arrived, with all that hangs on them. The target must hold exactly what the snapshot shows.
+    /// Returns how many.
+    pub async fn fetch(&mut self, from: &Origin) -> Result<u64> {
+        self.client.batch_execute("BEGIN; SET CONSTRAINTS ALL DEFERRED").await.doing("begin to fetch rows")?;
+        match self.fetch_open(from).await {
+            Ok(rows) => {
+                self.client.batch_execute("COMMIT").await.doing("commit rows that arrived")?;
+                self.arriving.clear();
+                Ok(rows)
+            }
+            Err(error) => {
+                if let Err(lost) = self.client.batch_execute("ROLLBACK").await.doing("roll back") {
+                    tracing::debug!(%lost, "the connection went with the rows that arrived");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn fetch_open(&mut self, from: &Origin) -> Result<u64> {
+        let mut session = Session { client: &self.client, statements: &mut self.statements };
+        let rows = hands::fetch(&mut session, &self.targets, &self.arriving, from).await?;
+        control::forget_arriving(&self.client, self.id).await?;
+        control::advance_checkpoint(&self.client, self.id, self.epoch, self.lsn, self.lsn).await?;
+        Ok(rows)
     }
 
     /// Row changes of the group that was taken last.
@@ -123,7 +182,7 @@ impl PostgresSink {
         self.changes
     }
 
-    async fn take_open(&mut self, mode: Mode, pieces: &mut Pieces<'_>) -> Result<Lsn> {
+    async fn take_open(&mut self, mode: Mode, pieces: &mut Pieces<'_>, hands: &mut Hands) -> Result<Lsn> {
         self.changes = 0;
         let end = loop {
             match pieces()? {
@@ -131,7 +190,7 @@ impl PostgresSink {
                 Piece::Changes(messages) => {
                     let changes = self.decode(&messages)?;
                     let mut session = Session { client: &self.client, statements: &mut self.statements };
-                    let changes = sift::sift(&mut session, changes).await?;
+                    let changes = sift::sift(&mut session, changes, &self.arriving, hands).await?;
                     self.changes += changes.len() as u64;
                     match mode {
                         Mode::Sets => sets::apply(&mut session, &changes).await?,
@@ -143,6 +202,13 @@ impl PostgresSink {
         if end < self.lsn {
             return Err(Error::state("apply a group", format!("it ends at {end}, before the checkpoint {}", self.lsn)));
         }
+        let mut session = Session { client: &self.client, statements: &mut self.statements };
+        self.changes += hands.delete(&mut session, &self.targets).await?;
+        for (table, names) in &hands.arriving {
+            for name in names {
+                control::write_arriving(&self.client, self.id, table, name).await?;
+            }
+        }
         control::advance_checkpoint(&self.client, self.id, self.epoch, self.lsn, end).await?;
         Ok(end)
     }
@@ -150,7 +216,7 @@ impl PostgresSink {
     /// Decodes the messages; Relation messages update what is known of the source's tables.
     fn decode<'a>(&mut self, entries: &'a [Entry]) -> Result<Vec<(target::Change<'a>, Option<Claims>)>> {
         let mut changes = Vec::with_capacity(entries.len());
-        for Entry { message, claims } in entries {
+        for Entry { message, claims, first } in entries {
             let (table, op) = match pgoutput::decode(message)? {
                 Message::Relation(relation) => {
                     self.targets.learn(relation);
@@ -162,7 +228,7 @@ impl PostgresSink {
                 other => return Err(Error::protocol("apply a change", format!("unexpected {other:?} in a spool"))),
             };
             let claims = if claims.is_empty() { None } else { Some(Claims::decode(claims)?) };
-            changes.push((target::Change { table, op }, claims));
+            changes.push((target::Change { table, op, first: *first }, claims));
         }
         Ok(changes)
     }
@@ -178,10 +244,17 @@ impl Sink for PostgresSink {
         // Deferrable constraints are checked at COMMIT, as they may have been on the source.
         let begin = "BEGIN; SET CONSTRAINTS ALL DEFERRED";
         self.client.batch_execute(begin).await.doing("begin a group")?;
-        match self.take_open(mode, pieces).await {
+        let careful = self.careful || !self.arriving.is_empty();
+        let mut hands = Hands { careful, ..Hands::default() };
+        let taken = self.take_open(mode, pieces, &mut hands).await;
+        self.careful = taken.is_err() && hands.careful;
+        match taken {
             Ok(end) => {
                 self.client.batch_execute("COMMIT").await.doing("commit a group")?;
                 self.lsn = end;
+                for (table, names) in hands.arriving {
+                    self.arriving.entry(table).or_default().extend(names);
+                }
                 Ok(end)
             }
             Err(error) => {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use bytes::Bytes;
 use schemas::{Lsn, MoveId, Snapshot, TableName, TenantId};
 use tokio_postgres::{Client, Transaction};
 
@@ -22,6 +23,8 @@ CREATE TABLE IF NOT EXISTS carveout.checkpoint (
 CREATE TABLE IF NOT EXISTS carveout.copied (
   move text NOT NULL, table_name text NOT NULL, snapshot text NOT NULL, wal_insert_lsn pg_lsn NOT NULL,
   rows bigint NOT NULL, done boolean NOT NULL, PRIMARY KEY (move, table_name));
+CREATE TABLE IF NOT EXISTS carveout.arriving (
+  move text NOT NULL, table_name text NOT NULL, name bytea[] NOT NULL, PRIMARY KEY (move, table_name, name));
 CREATE TABLE IF NOT EXISTS carveout.objects (
   move text NOT NULL, kind text NOT NULL, name text NOT NULL, oid oid,
   created_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (kind, name));
@@ -262,11 +265,40 @@ pub fn copied_name(table: &TableName) -> String {
     if plain(&table.schema) && plain(&table.name) { table.to_string() } else { super::quote::table(table) }
 }
 
+/// Rows that came to the tenant and are not in the target yet: table as in `carveout.copied`, and the values that name
+/// the row.
+pub async fn read_arriving(client: &Client, id: MoveId) -> Result<Vec<(String, Vec<Bytes>)>> {
+    let sql = "SELECT table_name, name FROM carveout.arriving WHERE move = $1";
+    let rows = client.query(sql, &[&id.to_string()]).await.doing(format!("read what comes to {id}"))?;
+    let name = |row: &tokio_postgres::Row| row.get::<_, Vec<Vec<u8>>>(1).into_iter().map(Bytes::from).collect();
+    Ok(rows.iter().map(|row| (row.get(0), name(row))).collect())
+}
+
+/// Writes down, in the transaction that passes over it, that a row came to the tenant.
+pub async fn write_arriving(tx: &Client, id: MoveId, table: &TableName, name: &[Bytes]) -> Result<()> {
+    let sql = "INSERT INTO carveout.arriving (move, table_name, name) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
+    let name: Vec<&[u8]> = name.iter().map(Bytes::as_ref).collect();
+    tx.execute(sql, &[&id.to_string(), &copied_name(table), &name])
+        .await
+        .doing(format!("write down what comes to {id}"))?;
+    Ok(())
+}
+
+/// The rows that came are there.
+pub async fn forget_arriving(tx: &Client, id: MoveId) -> Result<()> {
+    let sql = "DELETE FROM carveout.arriving WHERE move = $1";
+    tx.execute(sql, &[&id.to_string()]).await.doing(format!("forget what came to {id}"))?;
+    Ok(())
+}
+
 /// Forgets what a move has copied and where it stood, so that it can be copied again.
 pub async fn reset(tx: &Transaction<'_>, id: MoveId) -> Result<()> {
     let doing = || format!("reset {id}");
     let id = id.to_string();
-    tx.execute("DELETE FROM carveout.copied WHERE move = $1", &[&id]).await.doing(doing())?;
+    for table in ["copied", "arriving"] {
+        let sql = format!("DELETE FROM carveout.{table} WHERE move = $1");
+        tx.execute(&sql, &[&id]).await.doing(doing())?;
+    }
     let reset = "UPDATE carveout.checkpoint SET lsn = '0/0', epoch = epoch + 1 WHERE move = $1";
     tx.execute(reset, &[&id]).await.doing(doing())?;
     Ok(())

@@ -59,6 +59,10 @@ pub(super) struct Group {
     /// xid and commit position of the transaction that is being read, and whether it is one of those.
     current: Option<(u32, Lsn)>,
     left_out: bool,
+    /// It has just begun: none of its rows was handed on yet.
+    fresh: bool,
+    /// A transaction gave rows to another tenant or took some: nothing that follows may be decided before that is done.
+    hands: bool,
     /// The end of the last transaction that was read for the group, and of the last one before it: the target
     /// holds that.
     end: Lsn,
@@ -77,6 +81,8 @@ impl Group {
             copied: copied.clone(),
             skipped: skipped.to_vec(),
             left_out: false,
+            fresh: false,
+            hands: false,
             relations: HashMap::new(),
             passed_over: Vec::new(),
             told: false,
@@ -111,6 +117,7 @@ impl Group {
     fn reset(&mut self, limits: Limits) {
         self.limits = limits;
         (self.rows, self.bytes, self.transactions) = (0, 0, 0);
+        self.hands = false;
         (self.current, self.left_out, self.stopped) = (None, false, None);
     }
 
@@ -170,28 +177,28 @@ impl Group {
         }
         let mut changes = Vec::new();
         if !std::mem::replace(&mut self.told, true) {
-            changes.extend(
-                self.passed_over.iter().map(|message| Entry { message: message.clone(), claims: Bytes::new() }),
-            );
+            let entry = |message: &Bytes| Entry { message: message.clone(), claims: Bytes::new(), first: false };
+            changes.extend(self.passed_over.iter().map(entry));
         }
         let (mut rows, mut bytes) = (0, 0);
         while rows < self.limits.rows && bytes < PIECE_BYTES {
             match reader.next(sealed).map_err(|error| self.stop(Stopped::Damaged(error)))? {
                 Some(Frame::Begin { xid, commit_lsn, commit_ts }) => {
-                    self.current = Some((xid, commit_lsn));
+                    (self.current, self.fresh) = (Some((xid, commit_lsn)), true);
                     let left_out = self.is_skipped(reader, sealed);
                     self.left_out = left_out.map_err(|error| self.stop(Stopped::Damaged(error)))?;
                     if self.transactions == 0 {
                         self.spool.set_oldest(commit_ts, commit_lsn);
                     }
                 }
-                Some(Frame::Message { bytes: message, claims }) => match self.weigh(&message)? {
+                Some(Frame::Message { bytes: message, claims, hands }) => match self.weigh(&message)? {
                     Weight::Held => {}
-                    Weight::Relation => changes.push(Entry { message, claims }),
+                    Weight::Relation => changes.push(Entry { message, claims, first: false }),
                     Weight::Row => {
                         rows += 1;
                         bytes += message.len();
-                        changes.push(Entry { message, claims });
+                        self.hands |= hands;
+                        changes.push(Entry { message, claims, first: std::mem::take(&mut self.fresh) });
                     }
                 },
                 Some(Frame::Commit { end }) => {
@@ -232,7 +239,10 @@ impl Group {
     }
 
     fn is_full(&self) -> bool {
-        self.rows >= self.limits.rows || self.bytes >= PIECE_BYTES || self.transactions >= self.limits.transactions
+        self.rows >= self.limits.rows
+            || self.bytes >= PIECE_BYTES
+            || self.transactions >= self.limits.transactions
+            || self.hands
     }
 
     fn weigh(&mut self, message: &Bytes) -> Result<Weight> {

@@ -37,14 +37,15 @@ impl Lane {
                     lsn = self.apply(sink, reader, group, left).await?;
                     left = left.saturating_sub(group.transactions());
                 }
-                let _ = done.send(prefix.is_some());
+                // Rows that have arrived are missing.
+                let _ = done.send(prefix.is_some() && !sink.expects());
             }
         }
         Ok(lsn)
     }
 
     /// Waits until everything up to `until` is in the spool; false when told to stop.
-    async fn stream_passed(&self, until: Lsn) -> bool {
+    pub(super) async fn stream_passed(&self, until: Lsn) -> bool {
         let mut progress = self.progress.clone();
         tokio::select! {
             passed = progress.wait_for(|progress| progress.received >= until) => passed.is_ok(),
@@ -53,7 +54,11 @@ impl Lane {
     }
 
     /// How many of the waiting transactions the snapshot shows; `None` when they are not the first.
-    fn prefix(&self, reader: &mut SpoolReader, snapshot: &Snapshot) -> std::result::Result<Option<usize>, End> {
+    pub(super) fn prefix(
+        &self,
+        reader: &mut SpoolReader,
+        snapshot: &Snapshot,
+    ) -> std::result::Result<Option<usize>, End> {
         let sealed = *self.plan.spool.sealed.borrow();
         let start = reader.place();
         let (mut shown, mut hidden, mut prefix) = (0, false, true);

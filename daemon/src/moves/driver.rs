@@ -18,7 +18,7 @@ use schemas::{Lsn, Phase};
 use tokio::sync::mpsc;
 
 use super::{Context, Moving, SpoolLink, StepError, copy, keys, parts, routes};
-use crate::lane::{Lane, LaneEnded, LanePlan};
+use crate::lane::{Lane, LaneEnded, LanePlan, Origin};
 use crate::router::LaneEnd;
 use crate::spool::SpoolWriter;
 use crate::stop;
@@ -286,6 +286,11 @@ async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
         spool_dir: context.spool_dir(record.id),
         spool: link.state,
         copied,
+        origin: Origin {
+            config: context.config.clone(),
+            tenant: record.tenant.clone(),
+            unseen: context.pipeline.unseen.clone(),
+        },
         prev_end: link.prev_end,
         must_hold: link.must_hold,
         skipped: record.skipped.clone(),

@@ -32,6 +32,8 @@ pub enum Frame {
         bytes: Bytes,
         /// The lane's claims, where the row may be another tenant's; otherwise empty.
         claims: Bytes,
+        /// It may give the row to another tenant, with what hangs on it.
+        hands: bool,
     },
     /// The lane must stop here, for this reason.
     Stop {
@@ -75,11 +77,11 @@ pub(super) fn parse(head: &[u8; HEAD], mut body: Bytes) -> Option<Frame> {
     let frame = match (kind, body.len()) {
         (b'S', 8) => Frame::Segment { prev_end: Lsn(body.get_u64()) },
         (b'B', 20) => Frame::Begin { xid: body.get_u32(), commit_lsn: Lsn(body.get_u64()), commit_ts: body.get_i64() },
-        (b'M', _) => Frame::Message { bytes: body, claims: Bytes::new() },
-        (b'U', _) => {
+        (b'M', _) => Frame::Message { bytes: body, claims: Bytes::new(), hands: false },
+        (b'U' | b'H', _) => {
             let length = body.try_get_u32().ok()? as usize;
             let claims = (body.len() >= length).then(|| body.split_to(length))?;
-            Frame::Message { bytes: body, claims }
+            Frame::Message { bytes: body, claims, hands: kind == b'H' }
         }
         (b'X', _) => {
             let (table, fault) = schemas::record::decode(&body).ok()?;

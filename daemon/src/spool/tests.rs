@@ -29,7 +29,7 @@ fn append(writer: &mut SpoolWriter, end: u64, sizes: &[usize], seal: bool) {
     assert!(writer.begin(end as u32, Lsn(end - 1), 0).unwrap());
     for (n, size) in sizes.iter().enumerate() {
         let row = [b"I", &vec![n as u8; *size][..]].concat();
-        writer.change((1, 1), b"R", &[], &row).unwrap();
+        writer.change((1, 1), b"R", &[], false, &row).unwrap();
     }
     if seal {
         writer.commit(Lsn(end));

@@ -185,6 +185,7 @@ impl SpoolWriter {
         relation: (u32, u64),
         description: &[u8],
         claims: &[u8],
+        hands: bool,
         message: &[u8],
     ) -> io::Result<()> {
         self.usable()?;
@@ -197,7 +198,9 @@ impl SpoolWriter {
         }
         match claims {
             [] => self.put(b'M', &[message]),
-            claims => self.put(b'U', &[&(claims.len() as u32).to_be_bytes(), claims, message]),
+            claims => {
+                self.put(if hands { b'H' } else { b'U' }, &[&(claims.len() as u32).to_be_bytes(), claims, message])
+            }
         }
         self.spill()
     }

@@ -80,7 +80,7 @@ fn tenant_status(moving: &Moving, progress: &Progress, gate: &Gate) -> TenantSta
     let following = record.phase == Phase::Following;
     // A lane that has nothing to apply moves on with the stream.
     let applied_lsn = match &spool {
-        Some(spool) if following && spool.caught_up() => progress.received,
+        Some(spool) if following && spool.oldest().is_none() => progress.received,
         Some(spool) => spool.position(),
         None => Lsn::ZERO,
     };

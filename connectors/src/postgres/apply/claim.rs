@@ -31,8 +31,9 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// Writes both.
-    pub fn encode(&self, out: &mut Vec<u8>) {
+    /// Both as bytes.
+    pub fn encoded(&self) -> Vec<u8> {
+        let mut out = Vec::new();
         for claim in [&self.old, &self.new] {
             match claim {
                 Claim::No => out.push(0),
@@ -44,6 +45,7 @@ impl Claims {
                 }
             }
         }
+        out
     }
 
     /// Reads both back; never panics, whatever the bytes.
@@ -95,9 +97,7 @@ mod tests {
         #[test]
         fn claims_come_back((old, new) in (claim(), claim())) {
             let claims = Claims { old, new };
-            let mut bytes = Vec::new();
-            claims.encode(&mut bytes);
-            prop_assert_eq!(Claims::decode(&bytes.into()).unwrap(), claims);
+            prop_assert_eq!(Claims::decode(&claims.encoded().into()).unwrap(), claims);
         }
 
         #[test]

@@ -13,6 +13,7 @@ use super::super::quote::{ident, table as qualified};
 use super::super::{Doing, Error, Result};
 use super::Session;
 use super::claim::{Claim, Claims, key_bytes};
+use super::hands::{Arriving, Hands, after_name, before_name};
 use super::rows::complete;
 use super::sets::{array, arrays};
 use super::target::{Change, Mapped, Op, Raw, Referred, Row, bytes_of};
@@ -27,14 +28,37 @@ type Present = HashMap<Name, HashSet<Bytes>>;
 type Claimed<'a> = (Change<'a>, Option<Claims>);
 
 /// Leaves out what is another tenant's, and turns what comes from or goes to one into what it is here.
-pub(super) async fn sift<'a>(session: &mut Session<'_>, changes: Vec<Claimed<'a>>) -> Result<Vec<Change<'a>>> {
+pub(super) async fn sift<'a>(
+    session: &mut Session<'_>,
+    changes: Vec<Claimed<'a>>,
+    arriving: &Arriving,
+    hands: &mut Hands,
+) -> Result<Vec<Change<'a>>> {
+    if !hands.careful && changes.iter().any(may_change_hands) {
+        hands.careful = true;
+        if changes.first().is_some_and(|(change, _)| !change.first) {
+            let why = "rows change hands late in a transaction: once more, with care from its beginning";
+            return Err(Error::mismatch("apply a group", why));
+        }
+    }
+    let careful = hands.careful;
     let mut asked: HashMap<Name, (Arc<Mapped>, u8, HashSet<Bytes>)> = HashMap::new();
     for (change, claims) in &changes {
+        let mut ask = |steps, key: &Bytes| -> Result<()> {
+            let name = referred(&change.table, steps)?.name();
+            let table = || (Arc::clone(&change.table), steps, HashSet::new());
+            asked.entry(name).or_insert_with(table).2.insert(key.clone());
+            Ok(())
+        };
         for claim in claims.iter().flat_map(|claims| [&claims.old, &claims.new]) {
             if let Claim::If { steps, key } = claim {
-                let name = referred(&change.table, *steps)?.name();
-                let table = || (Arc::clone(&change.table), *steps, HashSet::new());
-                asked.entry(name).or_insert_with(table).2.insert(key.clone());
+                ask(*steps, key)?;
+            }
+        }
+        if careful && !change.table.above.is_empty() {
+            let (was, is) = before_and_after(&change.table, &change.op, &change.table.refers);
+            for key in was.iter().chain(&is) {
+                ask(1, key)?;
             }
         }
     }
@@ -46,11 +70,45 @@ pub(super) async fn sift<'a>(session: &mut Session<'_>, changes: Vec<Claimed<'a>
     // In order: what a transaction does counts for those that follow.
     let mut kept = Vec::with_capacity(changes.len());
     for (change, claims) in changes {
-        let Some(op) = decide(&change, claims, &present)? else { continue };
-        note(&change.table, &op, &mut present);
-        kept.push(Change { table: change.table, op });
+        if change.first {
+            hands.begin();
+        }
+        let Some(op) = decide(&change, claims, &present, hands)? else { continue };
+        if hands.passes_over(arriving, &change.table, &op)? {
+            continue;
+        }
+        note(&change.table, &op, &mut present, hands);
+        kept.push(Change { op, ..change });
     }
     Ok(kept)
+}
+
+/// Whether the change may give the row to another tenant.
+fn may_change_hands((change, claims): &Claimed<'_>) -> bool {
+    matches!(change.op, Op::Update { .. }) && claims.as_ref().is_some_and(|claims| claims.old != claims.new)
+}
+
+/// Whether what the row refers to is in the target, before the change and after it. A transaction's changes come table
+/// by table, from the top down: what becomes of the rows above is known, and what there was when it began is noted.
+fn has_parent(change: &Change<'_>, present: &Present, hands: &mut Hands) -> (bool, bool) {
+    let table = &change.table;
+    let Some(above) = table.above.first() else { return (true, true) };
+    let (was, is) = before_and_after(table, &change.op, &table.refers);
+    let there = |key: &Bytes| present.get(&above.name()).is_some_and(|keys| keys.contains(key));
+    let began = |key: Bytes| {
+        let here = there(&key);
+        hands.began.get(&(above.table.clone(), above.columns.clone(), key)).copied().unwrap_or(here)
+    };
+    let touched = |name| hands.touched.get(&(table.source.clone(), name)).copied();
+    let had = match touched(before_name(table, &change.op)) {
+        Some(here) => here,
+        None => was.is_some_and(began),
+    };
+    let has = is.is_some_and(|key| there(&key));
+    if let Op::Insert(new) | Op::Update { new, .. } = &change.op {
+        hands.touched.insert((table.source.clone(), after_name(table, new)), has);
+    }
+    (had, has)
 }
 
 fn referred(table: &Mapped, steps: u8) -> Result<&Referred> {
@@ -59,7 +117,12 @@ fn referred(table: &Mapped, steps: u8) -> Result<&Referred> {
 }
 
 /// What the change is to this tenant; `None`: nothing.
-fn decide<'a>(change: &Change<'a>, claims: Option<Claims>, present: &Present) -> Result<Option<Op<'a>>> {
+fn decide<'a>(
+    change: &Change<'a>,
+    claims: Option<Claims>,
+    present: &Present,
+    hands: &mut Hands,
+) -> Result<Option<Op<'a>>> {
     let table = &change.table;
     let ours = |claim: &Claim| match claim {
         Claim::No => Ok(false),
@@ -69,37 +132,62 @@ fn decide<'a>(change: &Change<'a>, claims: Option<Claims>, present: &Present) ->
         }
     };
     let (was, is) = match &claims {
-        None => return Ok(Some(change.op.clone())),
+        None => (true, true),
         Some(claims) => (ours(&claims.old)?, ours(&claims.new)?),
     };
-    match (&change.op, was, is) {
-        (_, false, false) => Ok(None),
-        (op, true, true) => Ok(Some(op.clone())),
-        (Op::Update { .. }, ..) if !table.referred.is_empty() => {
-            let why = "a row that other rows belong to went to another tenant, which this version cannot take along; \
-                 cancel the moves of both tenants, then move them again";
-            Err(Error::state(format!("change a row of {}", table.target), why))
+    let (had, has) = if hands.careful { has_parent(change, present, hands) } else { (true, true) };
+    let (was, is) = (was && had, is && has);
+    let carries = !table.referred.is_empty();
+    match &change.op {
+        Op::Insert(_) => Ok(is.then(|| change.op.clone())),
+        Op::Delete { .. } => Ok(was.then(|| change.op.clone())),
+        Op::Update { .. } if was == is => Ok(is.then(|| change.op.clone())),
+        // With all that hangs on it, when the group ends.
+        Op::Update { key, old, .. } if was && carries => {
+            hands.leave(table, key, old.as_ref());
+            Ok(None)
         }
-        (Op::Update { key, old, .. }, true, false) => Ok(Some(Op::Delete { key: key.clone(), old: old.clone() })),
-        (Op::Update { old, new, .. }, false, true) => Ok(Some(Op::Insert(complete(table, old.as_ref(), new)?))),
-        (op, ..) => Ok(Some(op.clone())),
+        Op::Update { key, old, .. } if was => Ok(Some(Op::Delete { key: key.clone(), old: old.clone() })),
+        Op::Update { old, new, .. } => match complete(table, old.as_ref(), new) {
+            Ok(new) if !carries => Ok(Some(Op::Insert(new))),
+            Err(error) if table.name.is_empty() => Err(error),
+            _ => {
+                hands.arrive(table, new)?;
+                Ok(None)
+            }
+        },
     }
 }
 
 /// What a change of this tenant does to rows that others refer to.
-fn note(table: &Mapped, op: &Op<'_>, present: &mut Present) {
+fn note(table: &Mapped, op: &Op<'_>, present: &mut Present, hands: &mut Hands) {
     for (columns, places) in &table.referred {
-        let Some(keys) = present.get_mut(&(table.source.clone(), columns.clone())) else { continue };
-        // A value that was not sent did not change.
-        let unsent = |new: &Row<'_>| places.iter().any(|place| new[*place] == Value::Unchanged);
-        let (was, is) = match op {
-            Op::Insert(new) => (None, values(new, places)),
-            Op::Delete { key, old } => (old_values(table, key, old.as_ref(), places), None),
-            Op::Update { new, .. } if unsent(new) => continue,
-            Op::Update { key, old, new } => (old_values(table, key, old.as_ref(), places), values(new, places)),
-        };
-        was.map(|key| keys.remove(&key));
-        is.map(|key| keys.insert(key));
+        let name = (table.source.clone(), columns.clone());
+        let (was, is) = before_and_after(table, op, places);
+        if let Some(keys) = present.get_mut(&name) {
+            was.as_ref().map(|key| keys.remove(key));
+            is.as_ref().map(|key| keys.insert(key.clone()));
+        }
+        for (key, before) in was.map(|key| (key, true)).into_iter().chain(is.map(|key| (key, false))) {
+            if hands.careful {
+                hands.began.entry((name.0.clone(), name.1.clone(), key)).or_insert(before);
+            }
+        }
+    }
+}
+
+/// The values at `places`, before a change and after it.
+pub(super) fn before_and_after(table: &Mapped, op: &Op<'_>, places: &[usize]) -> (Option<Bytes>, Option<Bytes>) {
+    // A value that was not sent did not change.
+    let unsent = |new: &Row<'_>| places.iter().any(|place| new[*place] == Value::Unchanged);
+    match op {
+        Op::Insert(new) => (None, values(new, places)),
+        Op::Delete { key, old } => (old_values(table, key, old.as_ref(), places), None),
+        Op::Update { key, old, new } => {
+            let was = old_values(table, key, old.as_ref(), places);
+            let is = if unsent(new) { was.clone() } else { values(new, places) };
+            (was, is)
+        }
     }
 }
 

@@ -24,6 +24,8 @@ pub(super) type Row<'a> = Vec<Value<'a>>;
 pub(super) struct Change<'a> {
     pub table: Arc<Mapped>,
     pub op: Op<'a>,
+    /// The first one of its transaction.
+    pub first: bool,
 }
 
 /// What happens to a row. Rows have the columns of [`Mapped::columns`].
@@ -53,6 +55,8 @@ pub(super) struct Mapped {
     pub columns: Vec<Column>,
     /// Places in `columns` that name a row; empty where the table has no key.
     pub key: Vec<usize>,
+    /// The fewest of those that name it at every moment.
+    pub name: Vec<usize>,
     /// Places in `columns` that help to find a row that is named by all its values.
     pub indexed: Vec<usize>,
     /// Whether a column cannot be updated by a set: arrays and composites (`unnest` would take them apart) and,
@@ -61,6 +65,8 @@ pub(super) struct Mapped {
     full: bool,
     /// The rows that a row's tenant is found by: what it refers to, what that one refers to, and so on.
     pub above: Vec<Referred>,
+    /// Places of the columns that refer to the first of those.
+    pub refers: Vec<usize>,
     /// The columns by which other tables refer to this one, with their places.
     pub referred: Vec<(Vec<String>, Vec<usize>)>,
 }
@@ -128,8 +134,19 @@ impl Targets {
         }
     }
 
+    /// How the tenants of the tables' rows are found.
+    pub(super) fn paths(&self) -> &HashMap<TableName, TablePath> {
+        &self.paths
+    }
+
+    /// What a table of the source is called in the target.
+    pub(super) fn target(&self, source: &TableName) -> Result<&TableName> {
+        let found = self.tables.get(source).map(|(target, _)| target);
+        found.ok_or_else(|| Error::state(format!("find {source} in the target"), "it is not part of this move"))
+    }
+
     /// Maps the source's columns to the target's, by name.
-    fn map(&self, relation: &Relation) -> Result<Mapped> {
+    pub(super) fn map(&self, relation: &Relation) -> Result<Mapped> {
         let source = TableName::new(&relation.schema, &relation.name);
         let doing = || format!("map the columns of {source}");
         let Some((target, table)) = self.tables.get(&source) else {
@@ -165,10 +182,19 @@ impl Targets {
         Ok(Mapped {
             oid: relation.id,
             indexed: indexed_places(table, relation),
+            name: table
+                .best_key()
+                .and_then(|best| places(&source, &columns, &best.columns).ok())
+                .filter(|best| best.iter().all(|place| key.contains(place)))
+                .unwrap_or_else(|| key.clone()),
             whole_rows: columns.iter().enumerate().any(awkward),
             key,
             full: relation.identity == b'f',
             above: self.above(&source)?,
+            refers: match self.paths.get(&source) {
+                Some(TablePath::Via { columns: names, .. }) => places(&source, &columns, names)?,
+                _ => Vec::new(),
+            },
             referred: self.referred(&source, &columns)?,
             target: target.clone(),
             source: source.clone(),
@@ -335,6 +361,19 @@ impl Mapped {
             return Err(Error::state(format!("name a row of {}", self.source), "a column of its key has no value"));
         }
         Ok(key)
+    }
+
+    /// The values that name a row at every moment.
+    pub fn name_of<'a>(&self, row: &Row<'a>) -> Row<'a> {
+        self.name.iter().map(|place| row[*place]).collect()
+    }
+
+    /// The same from the values of its key.
+    pub fn name_in<'a>(&self, key: &Row<'a>) -> Row<'a> {
+        let places = self.key.iter().zip(key);
+        let value =
+            |place: &usize| places.clone().find(|(own, _)| *own == place).map_or(Value::Null, |(_, value)| *value);
+        self.name.iter().map(value).collect()
     }
 
     /// Whether a column of the key is GENERATED ALWAYS AS IDENTITY, which UPDATE refuses to set.

@@ -29,7 +29,7 @@ pub async fn drop_objects(client: &mut Client, id: MoveId, state: &str) -> Resul
         return Ok(());
     }
     drop_made(&tx, id, "").await?;
-    for table in ["checkpoint", "copied", "objects"] {
+    for table in ["checkpoint", "copied", "arriving", "objects"] {
         let sql = format!("DELETE FROM carveout.{table} WHERE move = $1");
         tx.execute(&sql, &[&id.to_string()]).await.doing(doing())?;
     }
