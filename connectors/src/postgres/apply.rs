@@ -10,6 +10,7 @@ mod rows;
 mod sets;
 mod sift;
 mod target;
+mod text;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use tokio_postgres::Client;
 
 use super::pgoutput::{self, Message};
 use super::{Doing, Error, Result, client, control};
-pub use claim::{Claim, Claims, key_bytes};
+pub use claim::{Claim, Claims, key_bytes, key_value};
 pub use target::Targets;
 
 /// What a lane is handed: changes in commit order, then the end of the last whole transaction.

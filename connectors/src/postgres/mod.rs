@@ -22,6 +22,7 @@ pub mod slot;
 pub mod snapshot;
 pub mod stream;
 mod tls;
+pub mod types;
 pub mod version;
 pub mod wire;
 
