@@ -19,5 +19,6 @@ mod shop;
 mod surface;
 mod synchronous;
 mod tls;
+mod types;
 mod versions;
 mod via;
