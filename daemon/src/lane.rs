@@ -206,7 +206,11 @@ impl Lane {
         let code = if error.is_constraint() { "constraint" } else { "apply" };
         let at = self.plan.spool.position();
         let message = format!("after {at}: {error}{}", named(transaction));
-        let next = format!("mend the target, then `carveout move` resumes after {at}; or `carveout cancel`");
+        let mend = match error.is_missing_object() {
+            true => "make in the target what is missing (the value of a reg* column may name it)",
+            false => "mend the target",
+        };
+        let next = format!("{mend}, then `carveout move` resumes after {at}; or `carveout cancel`");
         Fault::new(code, self.plan.sink.id.to_string(), message, next + &skip_hint(transaction))
     }
 
@@ -342,6 +346,12 @@ impl Lane {
         ))
     }
 
+    fn unusable(&self, error: &Error) -> End {
+        let message = format!("after {}: {error}", self.plan.spool.position());
+        let next = "`carveout move` copies the tenant again";
+        End::Broken(Fault::new("type_changed", self.plan.sink.id.to_string(), message, next))
+    }
+
     /// Passes over what the target holds, learning the relations on the way; false when the spool ends before that.
     fn skip_applied(&self, reader: &mut SpoolReader, group: &mut Group, lsn: Lsn) -> std::result::Result<bool, End> {
         let sealed = *self.plan.spool.sealed.borrow();
@@ -419,6 +429,7 @@ impl Lane {
                 // What comes before the order to stop is still good.
                 Some(Stopped::Ordered { after, .. }) => limits.transactions = after,
                 None if error.may_pass() => return Err(End::Failed(error)),
+                None if error.is_unusable() => return Err(self.unusable(&error)),
                 None => match (mode, limits.transactions) {
                     (Mode::Sets, _) => mode = Mode::Rows,
                     (Mode::Rows, 1) => {

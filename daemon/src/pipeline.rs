@@ -4,6 +4,7 @@
 //! for the socket, its clock, and commands.
 
 mod connect;
+mod form;
 mod handle;
 
 use std::sync::PoisonError;
@@ -62,6 +63,7 @@ pub struct Pipeline {
     round_running: bool,
     /// A round that failed to make something durable: the pipeline must not go on.
     failed: Option<Error>,
+    form: form::Form,
     stop: watch::Receiver<bool>,
 }
 
@@ -118,6 +120,7 @@ pub fn spawn(
         results,
         round_running: false,
         failed: None,
+        form: form::Form::default(),
         stop,
     };
     let task = tokio::spawn(tracing::Instrument::instrument(pipeline.run(), tracing::info_span!("pipeline")));
@@ -147,6 +150,11 @@ impl Pipeline {
             self.report_broken();
             match ended {
                 Ended::Stop => return,
+                Ended::Lost(error) if self.form.gives_way(&error) => {
+                    tracing::info!(%error, "connecting again for values as text");
+                    self.progress.send_modify(|progress| progress.state = "connecting");
+                    continue;
+                }
                 Ended::Lost(error) if connect::is_final(&error) => {
                     let fault = connect::fault(&self.config, &error);
                     tracing::error!(%error, "the pipeline stopped: nothing more is read from the source");
@@ -210,20 +218,22 @@ impl Pipeline {
         let wal_end = connect::compare(&self.config, &self.base, self.acknowledged).await?;
         self.look_ahead(wal_end);
         connect::room(&self.config)?;
-        let mut stream = Stream::open(&source.url, &source.slot, &source.publication, Lsn::ZERO).await?;
+        let binary = self.form.decide(&source).await?;
+        let mut stream = Stream::open(&source.url, &source.slot, &source.publication, Lsn::ZERO, binary).await?;
         connect::same_system(&stream, &self.base, self.position)?;
         // The stream begins again at the confirmed position; what is held already is skipped.
         self.progress.send_modify(|progress| {
             (progress.state, progress.owns_slot) = ("streaming", true);
             progress.fault = progress.fault.take().filter(|fault| fault.code == connect::DISK_FULL);
         });
-        tracing::info!(slot = source.slot, from = %self.acknowledged, "streaming");
+        tracing::info!(slot = source.slot, from = %self.acknowledged, binary, "streaming");
         let mut ack = tokio::time::interval(ACK_EVERY);
         let mut status = tokio::time::interval(STATUS_EVERY);
         ack.set_missed_tick_behavior(MissedTickBehavior::Delay);
         status.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.serve_commands();
+            self.form.review(&self.config.source).await?;
             tokio::select! {
                 biased;
                 () = stop::told(&self.stop) => return self.last_words(stream).await,
@@ -249,6 +259,9 @@ impl Pipeline {
             match stream.try_next()? {
                 None => break,
                 Some(Frame::Data { payload, wal_end }) => {
+                    if payload.first() == Some(&b'R') {
+                        self.form.admit(&self.config.source, &payload).await?;
+                    }
                     self.message(&payload)?;
                     self.heard(wal_end, None);
                 }
@@ -324,6 +337,7 @@ impl Pipeline {
             match command {
                 Command::Open { lane, tables, opened } => {
                     self.router.open(*lane, tables);
+                    self.form.doubt();
                     let _ = opened.send(());
                 }
                 Command::Close { id, closed } => {

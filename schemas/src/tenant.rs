@@ -120,12 +120,17 @@ impl KeyType {
     /// The tenant as the wire's binary format carries it.
     pub fn encode(self, tenant: &TenantId) -> Result<Vec<u8>, BadKey> {
         let bad = || BadKey { tenant: tenant.0.clone(), expected: self.name() };
-        Ok(match self {
-            KeyType::Int2 => tenant.0.parse::<i16>().map_err(|_| bad())?.to_be_bytes().to_vec(),
-            KeyType::Int4 => tenant.0.parse::<i32>().map_err(|_| bad())?.to_be_bytes().to_vec(),
-            KeyType::Int8 => tenant.0.parse::<i64>().map_err(|_| bad())?.to_be_bytes().to_vec(),
-            KeyType::Uuid => parse_uuid(&tenant.0).ok_or_else(bad)?.to_vec(),
-            KeyType::Text => tenant.0.as_bytes().to_vec(),
+        self.binary(&tenant.0).ok_or_else(bad)
+    }
+
+    /// The binary form of a key that the wire carried as text.
+    pub fn binary(self, text: &str) -> Option<Vec<u8>> {
+        Some(match self {
+            KeyType::Int2 => text.parse::<i16>().ok()?.to_be_bytes().to_vec(),
+            KeyType::Int4 => text.parse::<i32>().ok()?.to_be_bytes().to_vec(),
+            KeyType::Int8 => text.parse::<i64>().ok()?.to_be_bytes().to_vec(),
+            KeyType::Uuid => parse_uuid(text)?.to_vec(),
+            KeyType::Text => text.as_bytes().to_vec(),
         })
     }
 }

@@ -21,5 +21,6 @@ mod shop;
 mod surface;
 mod synchronous;
 mod tls;
+mod types;
 mod versions;
 mod via;

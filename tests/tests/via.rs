@@ -147,6 +147,24 @@ async fn the_index_decides_alone() -> Result<()> {
     daemon.assert_no_errors(&[])
 }
 
+/// The same with keys that come as text, and are compared with those that are read in binary from the targets.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_index_decides_alone_in_a_stream_of_text() -> Result<()> {
+    let desk = Desk::open(&format!("{HURT}; CREATE TABLE names (bid integer, name regclass)")).await?;
+    let load = Load::scripts(&desk.scene.source, DATABASE, &[("SELECT hurt();", 1)], 2, 4000)?;
+    let mut daemon = Daemon::start(&desk.config).await?;
+    for (tenant, to) in TENANTS {
+        start_move(&daemon, tenant, to).await?;
+    }
+    decided(&daemon, TENANTS.len(), 0).await?;
+    daemon.kill()?;
+    daemon = Daemon::start(&desk.config).await?;
+    load.finish(LONG).await?.assert_fine()?;
+    desk.assert_equal(&daemon).await?;
+    ensure!(daemon.log()?.contains("binary=false"), "the stream was not text");
+    daemon.assert_no_errors(&[])
+}
+
 /// Rows of one tenant that others refer to.
 const MANY: usize = 10_000_000;
 

@@ -11,6 +11,7 @@ mod rows;
 mod sets;
 mod sift;
 mod target;
+mod text;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use tokio_postgres::Client;
 
 use super::pgoutput::{self, Message};
 use super::{Doing, Error, Result, client, control};
-pub use claim::{Claim, Claims, key_bytes};
+pub use claim::{Claim, Claims, key_bytes, key_value};
 pub use hands::Origin;
 use hands::{Arriving, Hands};
 pub use target::Targets;
@@ -139,7 +140,7 @@ impl PostgresSink {
             if let Some(table) =
                 plan.tables.iter().map(|(known, _)| known).find(|known| control::copied_name(known) == table)
             {
-                sink.arriving.entry(table.clone()).or_default().insert(name);
+                sink.arriving.entry(table.clone()).or_default().insert(hands::read(name));
             }
         }
         Ok(sink)
@@ -206,7 +207,7 @@ impl PostgresSink {
         self.changes += hands.delete(&mut session, &self.targets).await?;
         for (table, names) in &hands.arriving {
             for name in names {
-                control::write_arriving(&self.client, self.id, table, name).await?;
+                control::write_arriving(&self.client, self.id, table, &hands::written(name)).await?;
             }
         }
         control::advance_checkpoint(&self.client, self.id, self.epoch, self.lsn, end).await?;

@@ -7,7 +7,7 @@ use schemas::TableName;
 use schemas::tenant::KeyType;
 use tokio_postgres::{Client, Row};
 
-use super::{Doing, Result, control, quote};
+use super::{Doing, Result, control, quote, types};
 
 /// A table as the catalogs describe it.
 #[derive(Clone, Debug)]
@@ -75,8 +75,10 @@ pub struct Column {
     pub category: String,
     /// Whether the type comes with PostgreSQL (and not from an extension or a user).
     pub built_in: bool,
-    /// Whether the type has a binary output function.
-    pub has_binary: bool,
+    /// Whether its values travel as text ([`types::text_only`]).
+    pub text_only: bool,
+    /// What stands between the elements in the text of an array of the type.
+    pub delimiter: u8,
     /// NOT NULL, and every row was checked (since 18 it may be NOT VALID).
     pub not_null: bool,
     /// The default or generation expression.
@@ -150,6 +152,11 @@ impl Table {
             "i" | "d" => self.row_key().is_some_and(|key| key.covers(columns)),
             _ => false,
         }
+    }
+
+    /// Whether a column travels as text, and with it all others: a row is of one form.
+    pub fn is_text(&self) -> bool {
+        self.stored().any(|column| column.text_only)
     }
 
     /// The type of the tenant key `column`, where it is one that can be routed by.
@@ -228,7 +235,7 @@ const COLUMNS: &str = "\
 SELECT a.attrelid, a.attname::text, t.oid, t.typarray, format_type(t.oid, a.atttypmod),
        tn.nspname::text, t.typname::text, t.typcategory::text,
        t.oid < 16384 AND tn.nspname = 'pg_catalog' AND t.typtype <> 'c',
-       t.typsend <> 0 AND NOT coalesce((SELECT e.typsend = 0 FROM pg_type e WHERE e.oid = t.typelem AND t.typcategory = 'A'), false),
+       t.typdelim,
        a.attnotnull AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = a.attrelid AND k.contype = 'n'
                                         AND NOT k.convalidated AND a.attnum = ANY (k.conkey)), pg_get_expr(d.adbin, d.adrelid), a.attidentity::text, a.attgenerated::text,
        CASE WHEN a.attcollation <> t.typcollation THEN
@@ -258,7 +265,9 @@ SELECT a.attrelid, a.attname::text, t.oid, t.typarray, format_type(t.oid, a.attt
 
 async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Column>>> {
     let mut columns: HashMap<u32, Vec<Column>> = HashMap::new();
-    for row in client.query(COLUMNS, &[&oids]).await.doing("list columns")? {
+    let rows = client.query(COLUMNS, &[&oids]).await.doing("list columns")?;
+    let text_only = types::text_only(client, &rows.iter().map(|row| row.get(2)).collect::<Vec<u32>>()).await?;
+    for row in rows {
         let owner = row.get::<_, Option<String>>(15).zip(row.get::<_, Option<String>>(16));
         let (type_schema, type_name): (String, String) = (row.get(5), row.get(6));
         columns.entry(row.get(0)).or_default().push(Column {
@@ -269,7 +278,8 @@ async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Colum
             type_name: format!("{}.{}", quote::ident(&type_schema), quote::ident(&type_name)),
             category: row.get(7),
             built_in: row.get(8),
-            has_binary: row.get(9),
+            text_only: text_only.contains(&row.get(2)),
+            delimiter: row.get::<_, i8>(9).unsigned_abs(),
             not_null: row.get(10),
             default: row.get(11),
             identity: row.get(12),

@@ -20,7 +20,8 @@ use super::{Doing, Error, Result, password, tls};
 pub const PINNED: &str = "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 -c timezone=UTC \
     -c bytea_output=hex -c lc_monetary=C -c row_security=off -c search_path=pg_catalog -c synchronous_commit=on \
     -c statement_timeout=0 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0 -c default_transaction_isolation=read\\ committed \
-    -c default_transaction_read_only=off -c default_transaction_deferrable=off -c standard_conforming_strings=on";
+    -c default_transaction_read_only=off -c default_transaction_deferrable=off -c standard_conforming_strings=on \
+    -c xmloption=content -c array_nulls=on -c quote_all_identifiers=off -c lock_timeout=0";
 
 /// The longest wait for a lock on a connection that does not say otherwise. Longer waits are
 /// tried again from the outside, where they can be seen.

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 
-use bytes::Bytes;
 use schemas::{Lsn, MoveId, Snapshot, TableName, TenantId};
 use tokio_postgres::{Client, Transaction};
 
@@ -267,17 +266,15 @@ pub fn copied_name(table: &TableName) -> String {
 
 /// Rows that came to the tenant and are not in the target yet: table as in `carveout.copied`, and the values that name
 /// the row.
-pub async fn read_arriving(client: &Client, id: MoveId) -> Result<Vec<(String, Vec<Bytes>)>> {
+pub async fn read_arriving(client: &Client, id: MoveId) -> Result<Vec<(String, Vec<Vec<u8>>)>> {
     let sql = "SELECT table_name, name FROM carveout.arriving WHERE move = $1";
     let rows = client.query(sql, &[&id.to_string()]).await.doing(format!("read what comes to {id}"))?;
-    let name = |row: &tokio_postgres::Row| row.get::<_, Vec<Vec<u8>>>(1).into_iter().map(Bytes::from).collect();
-    Ok(rows.iter().map(|row| (row.get(0), name(row))).collect())
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// Writes down, in the transaction that passes over it, that a row came to the tenant.
-pub async fn write_arriving(tx: &Client, id: MoveId, table: &TableName, name: &[Bytes]) -> Result<()> {
+pub async fn write_arriving(tx: &Client, id: MoveId, table: &TableName, name: &[Vec<u8>]) -> Result<()> {
     let sql = "INSERT INTO carveout.arriving (move, table_name, name) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
-    let name: Vec<&[u8]> = name.iter().map(Bytes::as_ref).collect();
     tx.execute(sql, &[&id.to_string(), &copied_name(table), &name])
         .await
         .doing(format!("write down what comes to {id}"))?;

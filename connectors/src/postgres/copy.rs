@@ -1,5 +1,5 @@
-//! The copy of one table of one tenant: COPY BINARY out of a snapshot, into the target, byte for
-//! byte, committed in parts. The table counts as copied only with the row in `carveout.copied`
+//! The copy of one table of one tenant: COPY out of a snapshot, into the target, byte for byte, in binary or, where a
+//! column travels as text, all as text; committed in parts. The table counts as copied only with the row in `carveout.copied`
 //! that the last part commits; an interrupted table is emptied and begun again.
 
 use bytes::{Buf, Bytes};
@@ -49,12 +49,14 @@ where
 {
     let doing = || format!("copy {}", job.source.name);
     let columns = quote::idents(job.source.stored().map(|column| column.name.as_str()));
+    let text = job.source.is_text();
+    let format = if text { "text" } else { "binary" };
     let out = format!(
-        "COPY (SELECT {columns} FROM {} WHERE {}) TO STDOUT (FORMAT binary)",
+        "COPY (SELECT {columns} FROM {} WHERE {}) TO STDOUT (FORMAT {format})",
         quote::table(&job.source.name),
         job.filter
     );
-    let into_sql = format!("COPY {} ({columns}) FROM STDIN (FORMAT binary)", quote::table(&job.target));
+    let into_sql = format!("COPY {} ({columns}) FROM STDIN (FORMAT {format})", quote::table(&job.target));
     hold_shape(from, job).await?;
     let rows = from.copy_out(&out).await.doing(doing())?;
     pin_mut!(rows);
@@ -68,18 +70,21 @@ where
         }
         let sink = tx.copy_in::<_, Bytes>(&into_sql).await.doing(doing())?;
         pin_mut!(sink);
-        sink.feed(Bytes::from_static(HEADER)).await.doing(doing())?;
+        if !text {
+            sink.feed(Bytes::from_static(HEADER)).await.doing(doing())?;
+        }
         let (mut bytes, mut unreported, mut ended) = (0, 0, false);
         while bytes < PART_BYTES {
             // One CopyData message is one row (PostgreSQL manual, "COPY Operations").
             let Some(row) = rows.next().await else {
-                return Err(Error::protocol(doing(), "the data ended without its end mark"));
+                ended = text;
+                break;
             };
             let mut row = row.doing(doing())?;
-            if std::mem::take(&mut first) {
+            if std::mem::take(&mut first) && !text {
                 row = strip_header(row).map_err(|why| Error::protocol(doing(), why))?;
             }
-            if row == TRAILER {
+            if row == TRAILER && !text {
                 ended = true;
                 break;
             }
@@ -91,9 +96,14 @@ where
                 total += REPORT_ROWS;
             }
         }
+        if !ended && bytes < PART_BYTES {
+            return Err(Error::protocol(doing(), "the data ended without its end mark"));
+        }
         report(unreported).await;
         total += unreported;
-        sink.feed(Bytes::from_static(TRAILER)).await.doing(doing())?;
+        if !text {
+            sink.feed(Bytes::from_static(TRAILER)).await.doing(doing())?;
+        }
         sink.finish().await.doing(doing())?;
         if ended {
             finish_table(&tx, job, total).await?;

@@ -39,6 +39,8 @@ pub enum Cause {
     /// An UPDATE or DELETE did not find its row, or a group did not fit into sets: the rows are
     /// replayed one by one, and if that fails too the lane stops.
     Mismatch(String),
+    /// What was received cannot be applied by anyone: the rows have to be copied again.
+    Unusable(String),
 }
 
 impl fmt::Display for Cause {
@@ -49,7 +51,8 @@ impl fmt::Display for Cause {
             | Cause::Login(text)
             | Cause::Protocol(text)
             | Cause::State(text)
-            | Cause::Mismatch(text) => f.write_str(text),
+            | Cause::Mismatch(text)
+            | Cause::Unusable(text) => f.write_str(text),
         }
     }
 }
@@ -86,6 +89,11 @@ impl Error {
         Error { doing: doing.into(), cause: Cause::Mismatch(why.to_string()) }
     }
 
+    /// Changes that cannot be applied by anyone.
+    pub fn unusable(doing: impl Into<String>, why: impl fmt::Display) -> Self {
+        Error { doing: doing.into(), cause: Cause::Unusable(why.to_string()) }
+    }
+
     /// The server's SQLSTATE, where it answered with one.
     pub fn sqlstate(&self) -> Option<&str> {
         match &self.cause {
@@ -104,7 +112,7 @@ impl Error {
                 matches!(sqlstate.get(..2), Some("08" | "53" | "57" | "58")) && sqlstate != "08P01"
                     || matches!(sqlstate.as_str(), "40001" | "40P01" | "55P03" | "55006" | "25P03" | "25006")
             }
-            Cause::Login(_) | Cause::Protocol(_) | Cause::State(_) | Cause::Mismatch(_) => false,
+            Cause::Login(_) | Cause::Protocol(_) | Cause::State(_) | Cause::Mismatch(_) | Cause::Unusable(_) => false,
         }
     }
 
@@ -117,6 +125,16 @@ impl Error {
     /// Whether role, password or certificate did not let us in.
     pub fn is_login(&self) -> bool {
         matches!(self.cause, Cause::Login(_)) || matches!(self.sqlstate(), Some("28P01" | "28000"))
+    }
+
+    /// Whether only a new copy helps.
+    pub fn is_unusable(&self) -> bool {
+        matches!(self.cause, Cause::Unusable(_))
+    }
+
+    /// Whether something is named that is not there: a relation, a function, a type or role, a schema.
+    pub fn is_missing_object(&self) -> bool {
+        matches!(self.sqlstate(), Some("42P01" | "42883" | "42704" | "3F000"))
     }
 
     /// Whether a constraint of the target refused the rows (SQLSTATE class 23).
@@ -134,10 +152,8 @@ pub trait Doing<T> {
 impl<T> Doing<T> for std::result::Result<T, tokio_postgres::Error> {
     fn doing(self, doing: impl Into<String>) -> Result<T> {
         self.map_err(|error| match error.as_db_error() {
-            // What was not a value of its type is quoted in the message, which begins with the type.
-            Some(db) if db.code().code() == "22P02" => {
-                let message = db.message().split(": \"").next().unwrap_or_default();
-                Error::server(doing, "22P02", message)
+            Some(db) if matches!(db.code().code(), "22P02" | "22003" | "22007" | "22008") => {
+                Error::server(doing, db.code().code(), &without_values(db.message()))
             }
             Some(db) => Error::server(doing, db.code().code(), db.message()),
             None if error.is_closed() => Error::connection(doing, "the connection was closed"),
@@ -166,5 +182,32 @@ impl<T> Doing<T> for std::result::Result<T, tokio_postgres::Error> {
                 }
             }
         })
+    }
+}
+
+/// What is no value of its type is quoted in the message: after the type, or within it.
+fn without_values(message: &str) -> String {
+    let head = message.split(": \"").next().unwrap_or_default();
+    let mut parts = head.split('"');
+    let first = parts.next().unwrap_or_default();
+    match parts.next_back() {
+        Some(last) => format!("{first}\"…\"{last}"),
+        None => first.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_does_not_quote_values() {
+        for (message, wanted) in [
+            ("invalid input syntax for type date: \"no: \"date\"\"", "invalid input syntax for type date"),
+            ("value \"1\"2\" is out of range for type integer", "value \"…\" is out of range for type integer"),
+            ("numeric field overflow", "numeric field overflow"),
+        ] {
+            assert_eq!(without_values(message), wanted);
+        }
     }
 }

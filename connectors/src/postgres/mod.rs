@@ -23,6 +23,7 @@ pub mod snapshot;
 pub mod stream;
 mod tls;
 mod tree;
+pub mod types;
 pub mod version;
 pub mod wire;
 

@@ -8,7 +8,7 @@ use schemas::tenant::KeyType;
 use schemas::{TableName, TablePath, TenantId};
 use tokio_postgres::Client;
 
-use super::catalog::{Column, ForeignKey, Table};
+use super::catalog::{ForeignKey, Table};
 use super::quote::{ident, idents, literal, table as qualified};
 use super::{Doing, Result};
 
@@ -363,24 +363,7 @@ pub(super) fn shape_obstacles(table: &Table) -> Vec<Finding> {
         let remedy = "ALTER ROLE … BYPASSRLS for the role of source.url,";
         add("row level security hides rows of it from the role".into(), remedy);
     }
-    for column in &table.columns {
-        if let Some(cause) = column_obstacle(column) {
-            add(format!("column \"{}\" {cause}", column.name), "");
-        }
-    }
     found
-}
-
-fn column_obstacle(column: &Column) -> Option<String> {
-    let kind = &column.type_sql;
-    if !column.has_binary {
-        return Some(format!("has type {kind}, which has no binary form; this version cannot stream it"));
-    }
-    let plain = column.type_name.trim_start_matches("\"pg_catalog\".\"").trim_start_matches('_');
-    if plain.starts_with("reg") {
-        return Some(format!("has type {kind}, whose values are object numbers of the source"));
-    }
-    None
 }
 
 /// The names of the tables that move.

@@ -68,12 +68,12 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Connects, asks which server it is, and starts the slot's stream at `start`.
+    /// Connects, asks which server it is, and starts the slot's stream at `start`; with values in `binary` or as text.
     ///
     /// A `start` that the server's WAL does not reach is refused: it belongs to another server, or
     /// to this one before it lost it. One that the slot has passed is not noticed by the server,
     /// which then skips what lies between: compare before.
-    pub async fn open(url: &PgUrl, slot: &str, publication: &str, start: Lsn) -> Result<Stream> {
+    pub async fn open(url: &PgUrl, slot: &str, publication: &str, start: Lsn, binary: bool) -> Result<Stream> {
         let mut wire = Wire::connect(url, "carveout stream").await?;
         let system = wire.identify_system().await?;
         if start > system.wal_lsn {
@@ -81,7 +81,7 @@ impl Stream {
             return Err(Error::state(format!("start replication from slot {slot}"), why));
         }
         wire.shorten_silence().await?;
-        wire.start_replication(slot, publication, start).await?;
+        wire.start_replication(slot, publication, start, binary).await?;
         Ok(Stream { wire, known: system.wal_lsn, system, server_time: 0 })
     }
 

@@ -139,12 +139,12 @@ impl Wire {
         within("set wal_sender_timeout", ANSWER_TIMEOUT, self.simple_query(SQL)).await.map(|_| ())
     }
 
-    /// Starts the slot's stream, in binary, from `start` or from what the slot has confirmed,
-    /// whichever is later. After it only the stream can be read.
-    pub async fn start_replication(&mut self, slot: &str, publication: &str, start: Lsn) -> Result<()> {
+    /// Starts the slot's stream from `start` or from what the slot has confirmed, whichever is later; with values
+    /// in `binary` or as text. After it only the stream can be read.
+    pub async fn start_replication(&mut self, slot: &str, publication: &str, start: Lsn, binary: bool) -> Result<()> {
         let doing = format!("start replication from slot {slot}");
         let started = async {
-            self.command(&start_command(slot, publication, start)).await?;
+            self.command(&start_command(slot, publication, start, binary)).await?;
             match self.read().await? {
                 // CopyBothResponse, which postgres_protocol's Message does not know.
                 (b'W', _) => Ok(()),
@@ -197,11 +197,11 @@ impl Wire {
 
 /// The command's own grammar knows '' and "" and no backslashes; the publication is a name in
 /// double quotes within a literal.
-fn start_command(slot: &str, publication: &str, start: Lsn) -> String {
+fn start_command(slot: &str, publication: &str, start: Lsn, binary: bool) -> String {
     let (slot, publications) = (ident(slot), ident(publication).replace('\'', "''"));
     format!(
         "START_REPLICATION SLOT {slot} LOGICAL {start} (proto_version '1', publication_names '{publications}', \
-         binary 'true', messages 'true')"
+         binary '{binary}', messages 'true')"
     )
 }
 

@@ -197,8 +197,8 @@ fn ahead(slot: &str, confirmed: Lsn, ours: Lsn) -> Error {
 /// Whether trying again cannot help.
 pub fn is_final(error: &Error) -> bool {
     match error.sqlstate() {
-        // Slot gone or lost, publication gone, a type without a binary form.
-        Some("55000" | "42704" | "42883" | "0A000") => true,
+        // Slot gone or lost, publication gone.
+        Some("55000" | "42704" | "0A000") => true,
         _ => !error.may_pass(),
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
+use connectors::postgres::apply::key_value;
 use connectors::postgres::pgoutput::{Old, Relation, Tuple, Value};
 use schemas::config::NullTenant;
 use schemas::record::Fault;
@@ -31,7 +32,7 @@ pub(super) struct Routed {
     /// Whether old images carry all that routing takes.
     pub carried: bool,
     pub relation: Relation,
-    /// Key bytes, as the wire carries them, to lane.
+    /// Key bytes, in the wire's binary form, to lane.
     lanes: HashMap<Vec<u8>, MoveId>,
 }
 
@@ -167,13 +168,12 @@ impl Routed {
     }
 
     fn lane_of(&self, place: usize, row: Tuple<'_>) -> Result<Owner, NoTenant> {
-        let key = match row.get(place) {
-            Some(Value::Binary(bytes) | Value::Text(bytes)) => bytes,
-            Some(Value::Null) => return Ok(self.without_tenant()),
-            Some(Value::Unchanged) => return Ok(Owner::Unchanged),
-            None => return Err(NoTenant),
+        let key = match row.get(place).ok_or(NoTenant)? {
+            Value::Null => return Ok(self.without_tenant()),
+            Value::Unchanged => return Ok(Owner::Unchanged),
+            value => key_value(self.relation.columns[place].type_oid, value).ok_or(NoTenant)?,
         };
-        Ok(self.lanes.get(key).map_or(Owner::Nobody, |id| Owner::Lane(*id)))
+        Ok(self.lanes.get(key.as_ref()).map_or(Owner::Nobody, |id| Owner::Lane(*id)))
     }
 
     /// What a row is whose tenant is NULL.

@@ -35,6 +35,9 @@ pub(super) fn shown(type_oid: u32, value: Value<'_>) -> String {
             i64::from_be_bytes(wide).to_string()
         }
         (Some(KeyType::Uuid), Value::Binary(bytes)) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+        (Some(KeyType::Int2 | KeyType::Int4 | KeyType::Int8 | KeyType::Uuid), Value::Text(text)) => {
+            String::from_utf8_lossy(text).into_owned()
+        }
         // A text may be a person's name or address.
         _ => "…".to_owned(),
     }

@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use connectors::postgres::apply::key_bytes;
+use connectors::postgres::apply::{key_bytes, key_value};
 use connectors::postgres::pgoutput::{self, Message, Old, Tuple, Value};
 use connectors::postgres::{Error, Result};
 use schemas::{MoveId, TableName};
@@ -80,7 +80,7 @@ impl Event {
 enum Key {
     Bytes(Vec<u8>),
     Null,
-    /// A column is stored out of line and was not sent.
+    /// A column is stored out of line and was not sent; or its type is no key's any more.
     Unsent,
 }
 
@@ -248,7 +248,7 @@ impl Router {
         new: bool,
     ) -> std::result::Result<Owner, NoTenant> {
         let Places::Via { columns, parent } = &routed.path else { return Ok(Owner::Nobody) };
-        let key = match key(row, other, columns) {
+        let key = match key(routed, row, other, columns) {
             Key::Bytes(key) => key,
             Key::Null => return Ok(routed.without_tenant()),
             Key::Unsent => return Err(NoTenant),
@@ -282,14 +282,14 @@ impl Router {
         }
         let before = old.map(tuple_of);
         let refers = |row: Tuple<'_>, other| match &routed.path {
-            Places::Via { columns, .. } => key(row, other, columns),
+            Places::Via { columns, .. } => key(routed, row, other, columns),
             _ => Key::Null,
         };
         // The index may know the row by its foreign key alone.
         let stays = from == to && before.map(|row| refers(row, None)) == new.map(|row| refers(row, before));
         for (reference, places) in &routed.referred {
-            let was = before.map(|row| key(row, None, places));
-            let is = new.map(|row| key(row, before, places));
+            let was = before.map(|row| key(routed, row, None, places));
+            let is = new.map(|row| key(routed, row, before, places));
             let same = match (&was, &is) {
                 (Some(was), Some(is)) => was == is && stays,
                 // An UPDATE without an old image changed neither the key nor the tenant.
@@ -318,7 +318,7 @@ impl Router {
 /// The foreign key of a row whose owner only that can tell later.
 fn foreign_key(routed: &Routed, owner: &Owner, new: Option<Tuple<'_>>, old: Option<Tuple<'_>>) -> Option<Box<[u8]>> {
     let (Places::Via { columns, .. }, Owner::If(..)) = (&routed.path, owner) else { return None };
-    match key(new?, old, columns) {
+    match key(routed, new?, old, columns) {
         Key::Bytes(bytes) => Some(bytes.into()),
         _ => None,
     }
@@ -341,16 +341,18 @@ fn value<'a>(row: Tuple<'a>, other: Option<Tuple<'a>>, place: usize) -> Option<V
 }
 
 /// The key that `places` form: the bytes of one column, or of several with their lengths.
-fn key(row: Tuple<'_>, other: Option<Tuple<'_>>, places: &[usize]) -> Key {
+fn key(routed: &Routed, row: Tuple<'_>, other: Option<Tuple<'_>>, places: &[usize]) -> Key {
     let mut values = Vec::with_capacity(places.len());
     for place in places {
-        match value(row, other, *place) {
-            Some(Value::Binary(value) | Value::Text(value)) => values.push(value),
+        let value = match value(row, other, *place) {
             Some(Value::Null) => return Key::Null,
-            Some(Value::Unchanged) | None => return Key::Unsent,
-        }
+            Some(value) => key_value(routed.relation.columns[*place].type_oid, value),
+            None => None,
+        };
+        let Some(value) = value else { return Key::Unsent };
+        values.push(value);
     }
-    Key::Bytes(key_bytes(values.into_iter()))
+    Key::Bytes(key_bytes(values.iter().map(AsRef::as_ref)))
 }
 
 /// What names a row: its key, or without one all that is in it.

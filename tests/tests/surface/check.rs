@@ -9,7 +9,7 @@ use super::{Desk, run};
 use crate::carve::cli;
 
 /// Tables that this version cannot move: name, what makes it, a part of the reason.
-const REFUSED: [(&str, &str, &str); 9] = [
+const REFUSED: [(&str, &str, &str); 8] = [
     ("no_tenant", "CREATE TABLE no_tenant (id integer PRIMARY KEY)", "no column \"bid\""),
     ("numeric_key", "CREATE TABLE numeric_key (bid numeric, id integer)", "type numeric"),
     (
@@ -25,7 +25,6 @@ const REFUSED: [(&str, &str, &str); 9] = [
         "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w; CREATE FOREIGN TABLE abroad (bid integer) SERVER s",
         "foreign table",
     ),
-    ("with_oid", "CREATE TABLE with_oid (bid integer, c regclass)", "type regclass"),
     (
         "with_operator",
         "CREATE OPERATOR === (LEFTARG = integer, RIGHTARG = integer, FUNCTION = int4eq); \

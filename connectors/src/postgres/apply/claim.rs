@@ -1,7 +1,11 @@
 //! Whose a row is, as far as the source's log tells: for lanes that do not know all their rows yet.
 
-use bytes::{Buf, BufMut, Bytes};
+use std::borrow::Cow;
 
+use bytes::{Buf, BufMut, Bytes};
+use schemas::tenant::KeyType;
+
+use super::super::pgoutput::Value;
 use super::super::{Error, Result};
 
 /// Whether a row is this lane's.
@@ -69,6 +73,16 @@ fn read(from: &mut Bytes) -> Option<Claim> {
     }
 }
 
+/// A value of a key as the wire's binary form has it, the one in which keys are compared, whatever form it came in;
+/// `None` for NULL, for what was not sent, and for the text of a type that no key has.
+pub fn key_value(type_oid: u32, value: Value<'_>) -> Option<Cow<'_, [u8]>> {
+    match value {
+        Value::Binary(bytes) => Some(Cow::Borrowed(bytes)),
+        Value::Text(text) => KeyType::from_oid(type_oid)?.binary(str::from_utf8(text).ok()?).map(Cow::Owned),
+        Value::Null | Value::Unchanged => None,
+    }
+}
+
 /// The key that some columns' values form.
 pub fn key_bytes<'v>(values: impl ExactSizeIterator<Item = &'v [u8]>) -> Vec<u8> {
     let several = values.len() > 1;
@@ -94,6 +108,26 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_key_is_the_same_in_both_forms(small: i16, number: i32, large: i64, uuid: [u8; 16], text: String) {
+            let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+            let dashed = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-");
+            for (oid, text, binary) in [
+                (21, small.to_string(), small.to_be_bytes().to_vec()),
+                (23, number.to_string(), number.to_be_bytes().to_vec()),
+                (20, large.to_string(), large.to_be_bytes().to_vec()),
+                (2950, dashed, uuid.to_vec()),
+                (25, text.clone(), text.clone().into_bytes()),
+                (1043, text.clone(), text.into_bytes()),
+            ] {
+                let as_text = key_value(oid, Value::Text(text.as_bytes()));
+                prop_assert!(as_text.is_some());
+                prop_assert_eq!(as_text, key_value(oid, Value::Binary(&binary)));
+            }
+            // Of a type that no key has, a text cannot be compared.
+            prop_assert!(key_value(1700, Value::Text(b"1")).is_none());
+        }
+
         #[test]
         fn claims_come_back((old, new) in (claim(), claim())) {
             let claims = Claims { old, new };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::super::pgoutput::Value;
 use super::super::{Error, Result};
-use super::target::{Mapped, Op, Row};
+use super::target::{Form, Mapped, Op, Row};
 
 /// What becomes of one key.
 #[derive(Default)]
@@ -24,16 +24,19 @@ pub(super) struct Fate<'a> {
 pub(super) struct Folded<'a> {
     pub table: Arc<Mapped>,
     pub fates: Vec<(Row<'a>, Fate<'a>)>,
+    /// The form of all values.
+    pub form: Form,
     places: HashMap<Vec<u8>, usize>,
 }
 
 impl<'a> Folded<'a> {
     pub fn new(table: Arc<Mapped>) -> Self {
-        Folded { table, fates: Vec::new(), places: HashMap::new() }
+        Folded { table, fates: Vec::new(), form: Form::Binary, places: HashMap::new() }
     }
 
     /// Takes the next change in order.
     pub fn push(&mut self, op: &Op<'a>) -> Result<()> {
+        self.same_form(op)?;
         if self.table.key.is_empty() {
             return match op {
                 Op::Insert(row) => {
@@ -61,6 +64,17 @@ impl<'a> Folded<'a> {
                 self.insert(new_key, whole)
             }
         }
+    }
+
+    /// Keys are compared as they came, so all must have come in one form.
+    fn same_form(&mut self, op: &Op<'a>) -> Result<()> {
+        let (Op::Insert(row) | Op::Update { key: row, .. } | Op::Delete { key: row, .. }) = op;
+        match Form::of(row) {
+            Some(form) if self.fates.is_empty() => self.form = form,
+            Some(form) if form != self.form => return Err(self.cannot("some came as text, others in binary")),
+            _ => {}
+        }
+        Ok(())
     }
 
     fn cannot(&self, why: &str) -> Error {

@@ -20,8 +20,9 @@ use super::super::snapshot::HeldSnapshot;
 use super::super::tree::{self, Top};
 use super::super::{Doing, Error, Result};
 use super::Session;
+use super::claim::key_value;
 use super::sets::{self, array, arrays};
-use super::target::{Change, Mapped, Op, Raw, Row, Targets, bytes_of};
+use super::target::{Change, Form, Mapped, Op, Raw, Row, Targets, bytes_of};
 
 /// Rows of the source that are applied at a time.
 const AT_A_TIME: usize = 1000;
@@ -36,8 +37,8 @@ pub struct Origin {
     pub tenant: TenantId,
 }
 
-/// The values that name a row.
-pub(super) type Name = Vec<Bytes>;
+/// The values that name a row, each in the form in which it came; those that can be keys in binary.
+pub(super) type Name = Vec<(Form, Bytes)>;
 
 /// Rows that arrived and are not in the target yet, by table.
 pub(super) type Arriving = HashMap<TableName, HashSet<Name>>;
@@ -45,7 +46,7 @@ pub(super) type Arriving = HashMap<TableName, HashSet<Name>>;
 /// Rows of the group in hand that leave the tenant or arrive, with what hangs on them.
 #[derive(Default)]
 pub(super) struct Hands {
-    pub leaving: Vec<(Arc<Mapped>, HashMap<usize, Bytes>)>,
+    pub leaving: Vec<(Arc<Mapped>, HashMap<usize, (Form, Bytes)>)>,
     pub arriving: Arriving,
     /// What others refer to and the transaction in hand has touched: whether it was in the target when that began.
     pub began: HashMap<(TableName, Vec<String>, Bytes), bool>,
@@ -56,22 +57,50 @@ pub(super) struct Hands {
     pub careful: bool,
 }
 
-fn owned(row: &Row<'_>) -> Name {
-    row.iter().map(|value| Bytes::copy_from_slice(bytes_of(value).unwrap_or_default())).collect()
+/// A name as it is written down: each value behind a letter for its form.
+pub(super) fn written(name: &Name) -> Vec<Vec<u8>> {
+    let letter = |form| if form == Form::Text { b't' } else { b'b' };
+    name.iter().map(|(form, value)| [&[letter(*form)], value.as_ref()].concat()).collect()
+}
+
+/// The same read back.
+pub(super) fn read(written: Vec<Vec<u8>>) -> Name {
+    let form = |letter: &u8| if *letter == b't' { Form::Text } else { Form::Binary };
+    let value = |value: Vec<u8>| (value.first().map_or(Form::Binary, form), Bytes::from(value).slice(1..));
+    written.into_iter().filter(|value| !value.is_empty()).map(value).collect()
+}
+
+fn named<'a>(table: &Mapped, places: impl Iterator<Item = usize>, row: &Row<'a>) -> Name {
+    let value = |(place, value): (usize, &Value<'a>)| match key_value(table.columns[place].type_oid, *value) {
+        Some(key) => (Form::Binary, Bytes::copy_from_slice(&key)),
+        None => (form_of(value), Bytes::copy_from_slice(bytes_of(value).unwrap_or_default())),
+    };
+    places.zip(row).map(value).collect()
+}
+
+fn form_of(value: &Value<'_>) -> Form {
+    if matches!(value, Value::Text(_)) { Form::Text } else { Form::Binary }
 }
 
 /// What the row is called before the change, or by it where it is new; where it has no name, all of it.
 pub(super) fn before_name(table: &Mapped, op: &Op<'_>) -> Name {
     match op {
         Op::Insert(new) => after_name(table, new),
-        Op::Delete { old: Some(old), .. } | Op::Update { old: Some(old), .. } if table.name.is_empty() => owned(old),
-        Op::Delete { key, .. } | Op::Update { key, .. } => owned(&table.name_in(key)),
+        Op::Delete { old: Some(old), .. } | Op::Update { old: Some(old), .. } if table.name.is_empty() => {
+            named(table, 0.., old)
+        }
+        Op::Delete { key, .. } | Op::Update { key, .. } => {
+            named(table, table.name.iter().copied(), &table.name_in(key))
+        }
     }
 }
 
 /// What the row is called as it is.
 pub(super) fn after_name(table: &Mapped, row: &Row<'_>) -> Name {
-    if table.name.is_empty() { owned(row) } else { owned(&table.name_of(row)) }
+    match table.name.is_empty() {
+        true => named(table, 0.., row),
+        false => named(table, table.name.iter().copied(), &table.name_of(row)),
+    }
 }
 
 impl Hands {
@@ -79,15 +108,17 @@ impl Hands {
     pub fn leave(&mut self, table: &Arc<Mapped>, key: &Row<'_>, old: Option<&Row<'_>>) {
         let from_key = table.key.iter().copied().zip(key);
         let from_old = old.into_iter().flatten().enumerate();
-        let values = from_old.chain(from_key).filter_map(|(place, value)| Some((place, bytes_of(value)?)));
-        let values = values.map(|(place, value)| (place, Bytes::copy_from_slice(value))).collect();
+        let values = from_old
+            .chain(from_key)
+            .filter_map(|(place, value)| Some((place, (form_of(value), Bytes::copy_from_slice(bytes_of(value)?)))));
+        let values = values.collect();
         self.leaving.push((Arc::clone(table), values));
     }
 
     /// The row arrives. What the transaction itself put below it goes: it comes with the rest.
     pub fn arrive(&mut self, table: &Arc<Mapped>, new: &Row<'_>) -> Result<()> {
         self.leave(table, &table.key_of(new)?, Some(new));
-        self.arriving.entry(table.source.clone()).or_default().insert(owned(&table.name_of(new)));
+        self.arriving.entry(table.source.clone()).or_default().insert(after_name(table, new));
         Ok(())
     }
 
@@ -133,7 +164,9 @@ impl Hands {
                 let sql = format!("DELETE FROM {} WHERE {condition}", qualified(target));
                 let statement = session.statements.get(session.client, sql, target).await?;
                 let params = leaving.params.into_inner();
-                let params = params.iter().map(|place| Raw(values.get(place).map(Bytes::as_ref)));
+                let null = (Form::Text, None);
+                let value = |place| values.get(place).map_or(null, |(form, value)| (*form, Some(value.as_ref())));
+                let params = params.iter().map(value).map(|(form, value)| Raw(value, form));
                 let doing = || format!("delete from {target} what went to another tenant");
                 deleted += session.client.execute_raw(&statement, params).await.doing(doing())?;
             }
@@ -154,27 +187,13 @@ pub(super) async fn fetch(
     let mut order: Vec<_> = arriving.iter().collect();
     order.sort_by_cached_key(|(table, _)| (tree::depth(targets.paths(), table), (*table).clone()));
     for (source, names) in order {
-        let root = from.owned(source)?;
-        let table = Arc::new(targets.map(&described(&root.table))?);
-        let columns = idents(table.name.iter().map(|place| table.columns[*place].name.as_str()));
-        let named = format!("({columns}) IN (SELECT * FROM unnest({}))", arrays(&table.columns, &table.name));
-        let params: Vec<Bytes> = (0..table.name.len())
-            .map(|n| {
-                let values: Vec<Value<'_>> = names.iter().map(|name| Value::Binary(&name[n])).collect();
-                array(table.columns[table.name[n]].type_oid, values.iter())
-            })
-            .collect();
-        // What is left of it, wherever it hung.
-        let sql = format!("DELETE FROM {} WHERE {named}", qualified(&table.target));
-        let doing = || format!("make room in {} for rows that arrived", table.target);
-        let statement = session.statements.get(session.client, sql, &table.target).await?;
-        session.client.execute_raw(&statement, params.iter().map(|array| Raw(Some(array)))).await.doing(doing())?;
-        let rows = format!("{named} AND {}", root.filter(&from.tenant));
-        let entering = Entering { table: qualified(source), rows };
-        for name in targets.tree(source) {
-            let condition = tree::below(targets.paths(), &qualified, &name, source, &entering);
-            let Some(condition) = condition else { continue };
-            fetched += from.read(session, targets, (source, from.owned(&name)?), &condition, &params).await?;
+        // An array has one form, and the stream may have changed its own meanwhile.
+        let mut forms: HashMap<Vec<Form>, Vec<&Name>> = HashMap::new();
+        for name in names {
+            forms.entry(name.iter().map(|(form, _)| *form).collect()).or_default().push(name);
+        }
+        for (forms, names) in forms {
+            fetched += from.fetch(session, targets, source, &forms, &names).await?;
         }
     }
     Ok(fetched)
@@ -231,20 +250,63 @@ impl Origin {
         found.ok_or_else(|| Error::state(format!("read rows of {table}"), "the table is not part of this move"))
     }
 
+    /// Reads rows of one table, called by names of these forms, with all below them.
+    async fn fetch(
+        &self,
+        session: &mut Session<'_>,
+        targets: &Targets,
+        source: &TableName,
+        forms: &[Form],
+        names: &[&Name],
+    ) -> Result<u64> {
+        let root = self.owned(source)?;
+        let table = Arc::new(targets.map(&described(&root.table))?);
+        let columns = idents(table.name.iter().map(|place| table.columns[*place].name.as_str()));
+        let named = format!("({columns}) IN (SELECT * FROM unnest({}))", arrays(&table.columns, &table.name));
+        let column = |(n, form): (usize, &Form)| {
+            let value = |name: &&'_ Name| -> Option<Bytes> { name.get(n).map(|(_, value)| value.clone()) };
+            let values: Vec<Bytes> = names.iter().filter_map(value).collect();
+            let values: Vec<Value<'_>> = values.iter().map(|value| Value::Binary(value)).collect();
+            (array(*form, &table.columns[table.name[n]], values.iter()), *form)
+        };
+        let params: Vec<(Bytes, Form)> = forms.iter().enumerate().map(column).collect();
+        // What is left of it, wherever it hung.
+        let sql = format!("DELETE FROM {} WHERE {named}", qualified(&table.target));
+        let doing = || format!("make room in {} for rows that arrived", table.target);
+        let statement = session.statements.get(session.client, sql, &table.target).await?;
+        session.client.execute_raw(&statement, raw(&params)).await.doing(doing())?;
+        let rows = format!("{named} AND {}", root.filter(&self.tenant));
+        let entering = Entering { table: qualified(source), rows };
+        let mut fetched = 0;
+        for name in targets.tree(source) {
+            let condition = tree::below(targets.paths(), &qualified, &name, source, &entering);
+            let Some(condition) = condition else { continue };
+            fetched += self.read(session, targets, (source, self.owned(&name)?), &condition, &params).await?;
+        }
+        Ok(fetched)
+    }
+
     async fn read(
         &self,
         session: &mut Session<'_>,
         targets: &Targets,
         (root, owned): (&TableName, &Owned),
         condition: &str,
-        params: &[Bytes],
+        params: &[(Bytes, Form)],
     ) -> Result<u64> {
         let doing = || format!("read rows of {} that came to the tenant", owned.table.name);
         let mapped = Arc::new(targets.map(&described(&owned.table))?);
-        let columns = idents(owned.table.stored().map(|column| column.name.as_str()));
+        // A row is of one form; as text where a column has no other.
+        let text = owned.table.is_text();
+        let column = |column: &super::super::catalog::Column| match text {
+            true => format!("{}::text", ident(&column.name)),
+            false => ident(&column.name),
+        };
+        let columns: Vec<String> = owned.table.stored().map(column).collect();
+        let columns = columns.join(", ");
         let sql = format!("SELECT {columns} FROM {} WHERE {condition}", qualified(&owned.table.name));
         let statement = self.held.client.prepare(&sql).await.doing(doing())?;
-        let found = self.held.client.query_raw(&statement, params.iter().map(|array| Raw(Some(array)))).await;
+        let found = self.held.client.query_raw(&statement, raw(params)).await;
         let found = found.doing(doing())?.chunks(AT_A_TIME);
         pin_mut!(found);
         let mut read = 0;
@@ -258,7 +320,8 @@ impl Origin {
             let changes: Vec<Change<'_>> = some
                 .iter()
                 .map(|row| {
-                    let row = row.iter().map(|value| value.as_deref().map_or(Value::Null, Value::Binary)).collect();
+                    let value = |value| if text { Value::Text(value) } else { Value::Binary(value) };
+                    let row = row.iter().map(|bytes| bytes.as_deref().map_or(Value::Null, value)).collect();
                     Change { table: Arc::clone(&mapped), op: Op::Insert(row), first: false }
                 })
                 .collect();
@@ -277,6 +340,10 @@ impl Origin {
         }
         Ok(read)
     }
+}
+
+fn raw(params: &[(Bytes, Form)]) -> impl ExactSizeIterator<Item = Raw<'_>> {
+    params.iter().map(|(array, form)| Raw(Some(array), *form))
 }
 
 /// A table as the stream would describe it.

@@ -11,7 +11,7 @@ use super::super::pgoutput::Value;
 use super::super::quote::{ident, idents, table as qualified};
 use super::super::{Doing, Error, Result};
 use super::Session;
-use super::target::{Change, Mapped, Op, Raw, Row, bytes_of};
+use super::target::{Change, Mapped, Op, Raw, Row};
 
 /// Statements sent before the first answer is waited for.
 const IN_FLIGHT: usize = 200;
@@ -20,7 +20,7 @@ const IN_FLIGHT: usize = 200;
 struct Step<'a> {
     table: Arc<Mapped>,
     statement: Statement,
-    params: Vec<Option<&'a [u8]>>,
+    params: Row<'a>,
 }
 
 /// Applies a piece of a group.
@@ -42,7 +42,7 @@ pub(super) async fn apply(session: &mut Session<'_>, changes: &[Change<'_>]) -> 
 async fn send(session: &Session<'_>, steps: Vec<Step<'_>>) -> Result<()> {
     let mut answers = Vec::with_capacity(steps.len());
     for step in &steps {
-        let params: Vec<Raw<'_>> = step.params.iter().map(|bytes| Raw(*bytes)).collect();
+        let params: Vec<Raw<'_>> = step.params.iter().map(Raw::from).collect();
         let mut answer: Pin<Box<dyn Future<Output = _> + Send + '_>> =
             Box::pin(session.client.execute_raw(&step.statement, params));
         // The first poll is what sends the statement; polling here keeps the order.
@@ -65,25 +65,25 @@ async fn send(session: &Session<'_>, steps: Vec<Step<'_>>) -> Result<()> {
 }
 
 /// A statement's text and its parameters.
-type Sql<'a> = (String, Vec<Option<&'a [u8]>>);
+type Sql<'a> = (String, Row<'a>);
 
 /// The statements of a change: one, but where UPDATE refuses to set a column.
 fn statements<'a>(change: &Change<'a>) -> Result<Vec<Sql<'a>>> {
     let table = &change.table;
     Ok(match &change.op {
-        Op::Insert(row) => vec![(insert_sql(table), values(row))],
+        Op::Insert(row) => vec![(insert_sql(table), row.clone())],
         Op::Delete { key, old } => vec![delete(table, key, old.as_ref())?],
         Op::Update { key, old, new } => {
             let moved = &table.key_of(new)? != key;
             if table.refuses_update() || (moved && table.key_is_generated()) {
                 let whole = complete(table, old.as_ref(), new)?;
-                return Ok(vec![delete(table, key, old.as_ref())?, (insert_sql(table), values(&whole))]);
+                return Ok(vec![delete(table, key, old.as_ref())?, (insert_sql(table), whole)]);
             }
             let mut places = table.settable(new);
             if moved {
                 places.extend(&table.key);
             }
-            let mut params: Vec<_> = places.iter().map(|place| bytes_of(&new[*place])).collect();
+            let mut params: Row<'a> = places.iter().map(|place| new[*place]).collect();
             let (found, mut more) = find(table, key, old.as_ref(), params.len())?;
             params.append(&mut more);
             let target = qualified(&table.target);
@@ -118,10 +118,6 @@ pub(super) fn complete<'a>(table: &Mapped, old: Option<&Row<'a>>, new: &Row<'a>)
     whole.collect()
 }
 
-fn values<'a>(row: &Row<'a>) -> Vec<Option<&'a [u8]>> {
-    row.iter().map(bytes_of).collect()
-}
-
 fn insert_sql(table: &Mapped) -> String {
     let columns = idents(table.columns.iter().map(|column| column.name.as_str()));
     let values: Vec<String> = (0..table.columns.len()).map(|place| param(table, place, place + 1)).collect();
@@ -154,7 +150,7 @@ fn find<'a>(table: &Mapped, key: &Row<'a>, old: Option<&Row<'a>>, taken: usize) 
         let pairs = table.key.iter().enumerate();
         let pairs =
             pairs.map(|(n, p)| format!("{} = {}", ident(&table.columns[*p].name), param(table, *p, taken + n + 1)));
-        return Ok((pairs.collect::<Vec<_>>().join(" AND "), values(key)));
+        return Ok((pairs.collect::<Vec<_>>().join(" AND "), key.clone()));
     }
     let Some(old) = old else {
         return Err(Error::state(
@@ -168,5 +164,5 @@ fn find<'a>(table: &Mapped, key: &Row<'a>, old: Option<&Row<'a>>, taken: usize) 
         (0..old.len()).map(pair).map(|(name, value)| format!("{name}::text IS NOT DISTINCT FROM ({value})::text"));
     let target = qualified(&table.target);
     let same = indexed.chain(same).collect::<Vec<_>>().join(" AND ");
-    Ok((format!("ctid = (SELECT ctid FROM {target} WHERE {same} LIMIT 1)"), values(old)))
+    Ok((format!("ctid = (SELECT ctid FROM {target} WHERE {same} LIMIT 1)"), old.clone()))
 }

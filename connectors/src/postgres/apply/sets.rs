@@ -11,9 +11,9 @@ use super::super::copy::{HEADER, TRAILER};
 use super::super::pgoutput::Value;
 use super::super::quote::{ident, idents, table as qualified};
 use super::super::{Doing, Error, Result};
-use super::Session;
 use super::fold::Folded;
-use super::target::{Change, Mapped, Raw, Row, bytes_of};
+use super::target::{Change, Form, Mapped, Raw, Row, bytes_of};
+use super::{Session, text};
 
 /// Applies a piece of a group.
 pub(super) async fn apply(session: &mut Session<'_>, changes: &[Change<'_>]) -> Result<()> {
@@ -52,9 +52,9 @@ async fn delete(session: &mut Session<'_>, fold: &Folded<'_>) -> Result<()> {
         same_key(table, &names)
     );
     let arrays: Vec<Bytes> = (0..table.key.len())
-        .map(|n| array(table.columns[table.key[n]].type_oid, keys.iter().map(|key| &key[n])))
+        .map(|n| array(fold.form, &table.columns[table.key[n]], keys.iter().map(|key| &key[n])))
         .collect();
-    run(session, table, sql, &arrays, keys.len()).await
+    run(session, fold, sql, &arrays, keys.len()).await
 }
 
 async fn update(session: &mut Session<'_>, fold: &Folded<'_>) -> Result<()> {
@@ -82,11 +82,12 @@ async fn update(session: &mut Session<'_>, fold: &Folded<'_>) -> Result<()> {
             }
         };
         let from_key = (0..table.key.len())
-            .map(|n| array(table.columns[table.key[n]].type_oid, rows.iter().map(|(key, _)| &key[n])));
-        let from_row =
-            places.iter().map(|place| array(table.columns[*place].type_oid, rows.iter().map(|(_, row)| &row[*place])));
+            .map(|n| array(fold.form, &table.columns[table.key[n]], rows.iter().map(|(key, _)| &key[n])));
+        let from_row = places
+            .iter()
+            .map(|place| array(fold.form, &table.columns[*place], rows.iter().map(|(_, row)| &row[*place])));
         let arrays: Vec<Bytes> = from_key.chain(from_row).collect();
-        run(session, table, sql, &arrays, rows.len()).await?;
+        run(session, fold, sql, &arrays, rows.len()).await?;
     }
     Ok(())
 }
@@ -99,15 +100,20 @@ async fn insert(session: &mut Session<'_>, fold: &Folded<'_>) -> Result<()> {
     }
     let doing = || format!("copy rows into {}", table.target);
     let columns = idents(table.columns.iter().map(|column| column.name.as_str()));
-    let sql = format!("COPY {} ({columns}) FROM STDIN (FORMAT binary)", qualified(&table.target));
-    let mut data = BytesMut::from(HEADER);
-    for row in &rows {
-        data.put_u16(row.len() as u16);
-        for value in *row {
-            put_value(&mut data, value);
+    let format = if fold.form == Form::Text { "text" } else { "binary" };
+    let sql = format!("COPY {} ({columns}) FROM STDIN (FORMAT {format})", qualified(&table.target));
+    let mut data = BytesMut::new();
+    match fold.form {
+        Form::Binary => {
+            data.put_slice(HEADER);
+            for row in &rows {
+                data.put_u16(row.len() as u16);
+                row.iter().for_each(|value| put_value(&mut data, value));
+            }
+            data.put_slice(TRAILER);
         }
+        Form::Text => rows.iter().for_each(|row| text::put_row(&mut data, row)),
     }
-    data.put_slice(TRAILER);
     let sink = session.client.copy_in::<_, Bytes>(&sql).await.doing(doing())?;
     pin_mut!(sink);
     sink.feed(data.freeze()).await.doing(doing())?;
@@ -115,9 +121,10 @@ async fn insert(session: &mut Session<'_>, fold: &Folded<'_>) -> Result<()> {
     expect(table, copied, rows.len())
 }
 
-async fn run(session: &mut Session<'_>, table: &Mapped, sql: String, arrays: &[Bytes], rows: usize) -> Result<()> {
+async fn run(session: &mut Session<'_>, fold: &Folded<'_>, sql: String, arrays: &[Bytes], rows: usize) -> Result<()> {
+    let table = &fold.table;
     let statement = session.statements.get(session.client, sql, &table.target).await?;
-    let params = arrays.iter().map(|array| Raw(Some(array)));
+    let params = arrays.iter().map(|array| Raw(Some(array), fold.form));
     let touched =
         session.client.execute_raw(&statement, params).await.doing(format!("change rows of {}", table.target))?;
     expect(table, touched, rows)
@@ -145,16 +152,22 @@ fn same_key(table: &Mapped, names: &[String]) -> String {
     pairs.collect::<Vec<_>>().join(" AND ")
 }
 
-/// A one-dimensional array in the wire's binary form (PostgreSQL source, `array_recv`).
+/// A one-dimensional array of a column's values, in the form in which they came (binary: PostgreSQL source,
+/// `array_recv`).
 pub(super) fn array<'v, 'a: 'v>(
-    element_oid: u32,
+    form: Form,
+    column: &Column,
     values: impl ExactSizeIterator<Item = &'v Value<'a>> + Clone,
 ) -> Bytes {
     let mut out = BytesMut::with_capacity(20 + values.len() * 12);
+    if form == Form::Text {
+        text::put_array(&mut out, column.delimiter, values);
+        return out.freeze();
+    }
     let has_null = values.clone().any(|value| bytes_of(value).is_none());
     out.put_i32(1);
     out.put_i32(i32::from(has_null));
-    out.put_u32(element_oid);
+    out.put_u32(column.type_oid);
     out.put_i32(values.len() as i32);
     out.put_i32(1);
     for value in values {

@@ -12,11 +12,11 @@ use super::super::pgoutput::Value;
 use super::super::quote::{ident, table as qualified};
 use super::super::{Doing, Error, Result};
 use super::Session;
-use super::claim::{Claim, Claims, key_bytes};
+use super::claim::{Claim, Claims, key_bytes, key_value};
 use super::hands::{Arriving, Hands, after_name, before_name};
 use super::rows::complete;
 use super::sets::{array, arrays};
-use super::target::{Change, Mapped, Op, Raw, Referred, Row, bytes_of};
+use super::target::{Change, Form, Mapped, Op, Raw, Referred, Row};
 
 /// A table that others refer to, and the columns by which they do.
 type Name = (TableName, Vec<String>);
@@ -181,29 +181,32 @@ pub(super) fn before_and_after(table: &Mapped, op: &Op<'_>, places: &[usize]) ->
     // A value that was not sent did not change.
     let unsent = |new: &Row<'_>| places.iter().any(|place| new[*place] == Value::Unchanged);
     match op {
-        Op::Insert(new) => (None, values(new, places)),
+        Op::Insert(new) => (None, values(table, new, places)),
         Op::Delete { key, old } => (old_values(table, key, old.as_ref(), places), None),
         Op::Update { key, old, new } => {
             let was = old_values(table, key, old.as_ref(), places);
-            let is = if unsent(new) { was.clone() } else { values(new, places) };
+            let is = if unsent(new) { was.clone() } else { values(table, new, places) };
             (was, is)
         }
     }
 }
 
-fn values(row: &Row<'_>, places: &[usize]) -> Option<Bytes> {
-    let values: Option<Vec<&[u8]>> = places.iter().map(|place| bytes_of(&row[*place])).collect();
-    values.map(|values| key_bytes(values.into_iter()).into())
+fn values(table: &Mapped, row: &Row<'_>, places: &[usize]) -> Option<Bytes> {
+    key_of(table, places, |place| row.get(place).copied())
 }
 
 /// From the whole old row, or from the columns that name it.
 fn old_values(table: &Mapped, key: &Row<'_>, old: Option<&Row<'_>>, places: &[usize]) -> Option<Bytes> {
     let Some(old) = old else {
-        let place = |place: &usize| table.key.iter().position(|own| own == place).and_then(|n| bytes_of(&key[n]));
-        let values: Option<Vec<&[u8]>> = places.iter().map(place).collect();
-        return values.map(|values| key_bytes(values.into_iter()).into());
+        return key_of(table, places, |place| table.key.iter().position(|own| *own == place).map(|n| key[n]));
     };
-    values(old, places)
+    values(table, old, places)
+}
+
+fn key_of<'a>(table: &Mapped, places: &[usize], value: impl Fn(usize) -> Option<Value<'a>>) -> Option<Bytes> {
+    let value = |place: &usize| key_value(table.columns[*place].type_oid, value(*place)?);
+    let values: Vec<_> = places.iter().map(value).collect::<Option<_>>()?;
+    Some(key_bytes(values.iter().map(AsRef::as_ref)).into())
 }
 
 /// Asks the target which of the keys it has.
@@ -224,11 +227,11 @@ async fn look(session: &mut Session<'_>, referred: &Referred, asked: Vec<Bytes>)
     let parts: Vec<Vec<Bytes>> = asked.iter().map(split).collect::<Option<_>>().ok_or_else(broken)?;
     let column = |n: usize| {
         let values: Vec<Value<'_>> = parts.iter().map(|part| Value::Binary(&part[n])).collect();
-        array(referred.types[n].type_oid, values.iter())
+        array(Form::Binary, &referred.types[n], values.iter())
     };
     let columns: Vec<Bytes> = (0..names.len()).map(column).collect();
     let statement = session.statements.get(session.client, sql, &referred.target).await?;
-    let params = columns.iter().map(|column| Raw(Some(column)));
+    let params = columns.iter().map(|column| Raw(Some(column), Form::Binary));
     let rows = session.client.query_raw(&statement, params).await.doing(doing())?;
     pin_mut!(rows);
     let mut there = HashSet::new();

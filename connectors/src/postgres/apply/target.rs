@@ -20,6 +20,24 @@ use super::SinkPlan;
 /// One column's value in a row; borrowed from the message.
 pub(super) type Row<'a> = Vec<Value<'a>>;
 
+/// In which form the values of a row came: all in the same, but for NULL and what was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Form {
+    Binary,
+    Text,
+}
+
+impl Form {
+    /// `None` where the row has no value.
+    pub fn of(row: &Row<'_>) -> Option<Form> {
+        row.iter().find_map(|value| match value {
+            Value::Binary(_) => Some(Form::Binary),
+            Value::Text(_) => Some(Form::Text),
+            Value::Null | Value::Unchanged => None,
+        })
+    }
+}
+
 /// A decoded change of a table.
 pub(super) struct Change<'a> {
     pub table: Arc<Mapped>,
@@ -341,9 +359,19 @@ impl Mapped {
             let why = format!("a row has {} columns, its description {}", row.len(), self.columns.len());
             return Err(Error::protocol(format!("read a change of {}", self.source), why));
         }
-        if row.iter().any(|value| matches!(value, Value::Text(_))) {
-            let why = "a column's type has no binary form, which this version cannot apply";
-            return Err(Error::state(format!("read a change of {}", self.source), why));
+        let as_text = |(value, column): &(&Value<'_>, &Column)| match value {
+            Value::Text(_) => true,
+            value => column.text_only && bytes_of(value).is_some(),
+        };
+        if row.iter().any(|value| matches!(value, Value::Binary(_)))
+            && let Some((_, column)) = row.iter().zip(&self.columns).find(as_text)
+        {
+            // In binary it may be an object's number on the source.
+            let why = format!(
+                "the change came in binary, but column \"{}\" travels as text: its type was changed meanwhile",
+                column.name
+            );
+            return Err(Error::unusable(format!("read a change of {}", self.source), why));
         }
         Ok(row)
     }
@@ -357,7 +385,7 @@ impl Mapped {
             };
         }
         let key: Row<'a> = self.key.iter().map(|place| row[*place]).collect();
-        if key.iter().any(|value| !matches!(value, Value::Binary(_))) {
+        if key.iter().any(|value| bytes_of(value).is_none()) {
             return Err(Error::state(format!("name a row of {}", self.source), "a column of its key has no value"));
         }
         Ok(key)
@@ -415,8 +443,15 @@ impl Statements {
     }
 }
 
-/// A parameter in the wire's binary form, passed on undecoded.
-pub(super) struct Raw<'a>(pub Option<&'a [u8]>);
+/// A parameter in the form in which it came, passed on undecoded.
+pub(super) struct Raw<'a>(pub Option<&'a [u8]>, pub Form);
+
+impl<'a> From<&Value<'a>> for Raw<'a> {
+    fn from(value: &Value<'a>) -> Self {
+        // NULL as text: in binary the server asks for the type's receive function all the same.
+        Raw(bytes_of(value), if matches!(value, Value::Binary(_)) { Form::Binary } else { Form::Text })
+    }
+}
 
 /// Without the bytes: a row's values never reach a log, at no level.
 impl std::fmt::Debug for Raw<'_> {
@@ -445,7 +480,10 @@ impl ToSql for Raw<'_> {
     }
 
     fn encode_format(&self, _: &Type) -> Format {
-        Format::Binary
+        match self.1 {
+            Form::Binary => Format::Binary,
+            Form::Text => Format::Text,
+        }
     }
 
     fn to_sql_checked(
@@ -460,7 +498,7 @@ impl ToSql for Raw<'_> {
 /// The bytes of a value; `None` is NULL.
 pub(super) fn bytes_of<'a>(value: &Value<'a>) -> Option<&'a [u8]> {
     match value {
-        Value::Binary(bytes) => Some(bytes),
-        Value::Null | Value::Text(_) | Value::Unchanged => None,
+        Value::Binary(bytes) | Value::Text(bytes) => Some(bytes),
+        Value::Null | Value::Unchanged => None,
     }
 }

@@ -76,12 +76,6 @@ SELECT 'pg_type'::regclass, t.oid, 'type', t.typowner, false, CASE t.typtype
        END
   FROM pg_type t LEFT JOIN pg_class tc ON tc.oid = t.typrelid LEFT JOIN pg_type b ON b.oid = t.typbasetype
  WHERE (t.typtype IN ('e', 'd', 'r') OR t.typtype = 'c' AND tc.relkind = 'c')
-       -- Made of types whose bytes cannot be passed on: object numbers, and what has no binary form.
-   AND NOT EXISTS (
-       SELECT FROM pg_type l LEFT JOIN pg_type e ON e.oid = l.typelem AND l.typcategory = 'A'
-        WHERE (coalesce(e.typsend, l.typsend) = 0 OR coalesce(e.typname, l.typname) ~ '^reg' AND l.oid < 16384)
-          AND (l.oid = t.typbasetype OR l.oid IN (SELECT a.atttypid FROM pg_attribute a
-                                                   WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped)))
 UNION ALL
 SELECT 'pg_proc'::regclass, p.oid, 'function', p.proowner, p.prosecdef, pg_get_functiondef(p.oid)
   FROM pg_proc p WHERE p.prokind IN ('f', 'p') AND p.oid >= 16384

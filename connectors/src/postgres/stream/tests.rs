@@ -12,7 +12,7 @@ async fn begun() -> (Stream, DuplexStream) {
     let (mut server, client) = duplex(1 << 16);
     let mut wire = Wire::over(Box::new(client));
     server.write_all(b"W\0\0\0\x07\0\0\0").await.unwrap();
-    wire.start_replication("s", "p", Lsn(5)).await.unwrap();
+    wire.start_replication("s", "p", Lsn(5), true).await.unwrap();
     let mut command = [0; 5];
     server.read_exact(&mut command).await.unwrap();
     let mut rest = vec![0; usize::from(command[4]) - 4];

@@ -59,7 +59,7 @@ async fn a_server_that_skips_its_proof_is_refused() {
 
 #[test]
 fn names_stay_names_in_the_start_command() {
-    let command = start_command("s", "it's \"b\\", Lsn(0x10_0000_0001));
+    let command = start_command("s", "it's \"b\\", Lsn(0x10_0000_0001), true);
     assert!(command.starts_with("START_REPLICATION SLOT \"s\" LOGICAL 10/1 ("), "{command}");
     assert!(command.contains("publication_names '\"it''s \"\"b\\\"',"), "{command}");
 }
