@@ -78,9 +78,18 @@ impl Desk {
 /// tenants are copied, while their keys are read and after, and the daemon is killed at random points.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_change_hands_take_along_what_hangs_on_them() -> Result<()> {
+    give_and_take(HANDS, 12_000).await
+}
+
+/// The same where values come as text.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_change_hands_in_a_stream_of_text() -> Result<()> {
+    give_and_take(&format!("{HANDS}\nALTER TABLE b ADD COLUMN known regclass; UPDATE b SET known = 'a'"), 6_000).await
+}
+
+async fn give_and_take(setup: &str, transactions: usize) -> Result<()> {
     let mut rng = rng("hands");
-    let desk = Desk::open(HANDS).await?;
-    let transactions = 12_000;
+    let desk = Desk::open(setup).await?;
     let mut load = Load::scripts(&desk.scene.source, DATABASE, &[("SELECT give();", 1)], 3, transactions / 3)?;
     let mut daemon = Daemon::start(&desk.config).await?;
     for (tenant, to) in TENANTS {

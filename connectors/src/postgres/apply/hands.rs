@@ -43,10 +43,13 @@ pub(super) type Name = Vec<(Form, Bytes)>;
 /// Rows that arrived and are not in the target yet, by table.
 pub(super) type Arriving = HashMap<TableName, HashSet<Name>>;
 
+/// Values of a row, by place.
+type Known = HashMap<usize, (Form, Bytes)>;
+
 /// Rows of the group in hand that leave the tenant or arrive, with what hangs on them.
 #[derive(Default)]
 pub(super) struct Hands {
-    pub leaving: Vec<(Arc<Mapped>, HashMap<usize, (Form, Bytes)>)>,
+    pub leaving: Vec<(Arc<Mapped>, Known)>,
     pub arriving: Arriving,
     /// What others refer to and the transaction in hand has touched: whether it was in the target when that began.
     pub began: HashMap<(TableName, Vec<String>, Bytes), bool>,
