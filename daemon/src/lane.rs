@@ -26,7 +26,7 @@ use crate::pipeline::Progress;
 use crate::spool::{Place, SpoolReader, SpoolState};
 use crate::stop;
 pub use arrive::Origin;
-use arrive::Outlook;
+use arrive::{LOOK_AGAIN, Outlook};
 use group::{Group, Limits, Skipped, Stopped};
 
 /// The pause before a failed connection is tried again, doubled up to the longest.
@@ -252,7 +252,7 @@ impl Lane {
         }
         self.plan.spool.set_lacks_rows(sink.expects(), Lsn(lsn.0.saturating_sub(1)));
         loop {
-            if !self.held && sink.expects() {
+            if !self.held && sink.expects() && self.may_look() {
                 lsn = self.arrive(&mut sink, &mut reader, &mut group, lsn).await?;
             }
             let now = *sealed.borrow_and_update();
@@ -277,7 +277,7 @@ impl Lane {
                     lsn = self.command(command, &mut sink, &mut reader, &mut group, lsn).await?;
                 }
                 changed = sealed.changed(), if !self.held => changed.map_err(|_| End::Stopped)?,
-                () = tokio::time::sleep(SHARE_AFTER), if !self.held => {
+                () = tokio::time::sleep(if sink.expects() { LOOK_AGAIN } else { SHARE_AFTER }), if !self.held => {
                     if self.is_wanted() {
                         return Ok(End::Shared);
                     }

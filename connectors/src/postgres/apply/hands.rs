@@ -53,8 +53,8 @@ pub(super) struct Hands {
     pub arriving: Arriving,
     /// What others refer to and the transaction in hand has touched: whether it was in the target when that began.
     pub began: HashMap<(TableName, Vec<String>, Bytes), bool>,
-    /// Rows that the transaction in hand touched, and whether they are in the target since.
-    pub touched: HashMap<(TableName, Name), bool>,
+    /// Rows as the transaction in hand has made them, and how many are alike: several where a table has no key.
+    pub made: HashMap<(TableName, Name), usize>,
     /// Rows leave, or arrive, or have arrived: what hangs on those that did is not in the target either, whosever it
     /// is by the stream.
     pub careful: bool,
@@ -128,7 +128,7 @@ impl Hands {
     /// A transaction begins.
     pub fn begin(&mut self) {
         self.began.clear();
-        self.touched.clear();
+        self.made.clear();
     }
 
     /// Whether the change is one of a row that has arrived, and will be read as it is then.

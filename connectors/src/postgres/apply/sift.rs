@@ -99,16 +99,17 @@ fn has_parent(change: &Change<'_>, present: &Present, hands: &mut Hands) -> (boo
         let here = there(&key);
         hands.began.get(&(above.table.clone(), above.columns.clone(), key)).copied().unwrap_or(here)
     };
-    let touched = |name| hands.touched.get(&(table.source.clone(), name)).copied();
-    let had = match touched(before_name(table, &change.op)) {
-        Some(here) => here,
-        None => was.is_some_and(began),
+    let had = match hands.made.get_mut(&(table.source.clone(), before_name(table, &change.op))) {
+        Some(alike) if *alike > 0 && was.is_some() => {
+            *alike -= 1;
+            was.is_some_and(|key| there(&key))
+        }
+        _ => was.is_some_and(began),
     };
-    let has = is.is_some_and(|key| there(&key));
     if let Op::Insert(new) | Op::Update { new, .. } = &change.op {
-        hands.touched.insert((table.source.clone(), after_name(table, new)), has);
+        *hands.made.entry((table.source.clone(), after_name(table, new))).or_default() += 1;
     }
-    (had, has)
+    (had, is.is_some_and(|key| there(&key)))
 }
 
 fn referred(table: &Mapped, steps: u8) -> Result<&Referred> {
@@ -163,6 +164,9 @@ fn decide<'a>(
 fn note(table: &Mapped, op: &Op<'_>, present: &mut Present, hands: &mut Hands) {
     for (columns, places) in &table.referred {
         let name = (table.source.clone(), columns.clone());
+        if !hands.careful && !present.contains_key(&name) {
+            continue;
+        }
         let (was, is) = before_and_after(table, op, places);
         if let Some(keys) = present.get_mut(&name) {
             was.as_ref().map(|key| keys.remove(key));
