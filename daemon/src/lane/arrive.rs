@@ -30,7 +30,7 @@ pub struct Origin {
 /// The pause between two looks: each takes a connection to the source.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// What may wait in the spool when a snapshot is taken: it stays open until all of that is applied.
-const NEAR_BYTES: u64 = 4 << 20;
+const NEAR_BYTES: u64 = 16 << 20;
 
 /// The lane's own sight of the source, while one connection to the target lasts.
 #[derive(Default)]

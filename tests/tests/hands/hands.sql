@@ -1,17 +1,19 @@
--- A tree of depth 3 under the tenants' roots, a table with large values and a small identity, two tables that are
--- everybody's; and give(), one random transaction's work, in which rows go from tenant to tenant with all below them.
+-- A tree of depth 4 under the tenants' roots, its last table without a key; a table with large values and a small identity; two
+-- tables that are everybody's; and give(), one random transaction's work, in which rows go from tenant to tenant with all below.
 CREATE TABLE kind (id integer PRIMARY KEY, v text);
 CREATE TABLE word (w text, n integer);
 CREATE TABLE r (id bigint PRIMARY KEY, bid integer NOT NULL, kind integer REFERENCES kind, large text, v text);
 CREATE TABLE a (id bigint PRIMARY KEY, r_id bigint NOT NULL REFERENCES r ON DELETE CASCADE, large text, v text);
 CREATE TABLE b (id uuid PRIMARY KEY, a_id bigint NOT NULL REFERENCES a ON DELETE CASCADE, large text, v text);
 CREATE TABLE c (id integer PRIMARY KEY, b_id uuid NOT NULL REFERENCES b ON DELETE CASCADE, v text);
+CREATE TABLE d (c_id integer NOT NULL REFERENCES c ON DELETE CASCADE, v text);
 CREATE TABLE t (bid integer NOT NULL, id bigint NOT NULL, large text, v text, UNIQUE (bid, id), UNIQUE (id));
 CREATE UNIQUE INDEX r_identity ON r (id, bid);
 CREATE UNIQUE INDEX a_identity ON a (id, r_id);
 CREATE INDEX ON a (r_id);
 CREATE INDEX ON b (a_id);
 CREATE INDEX ON c (b_id);
+CREATE INDEX ON d (c_id);
 
 CREATE FUNCTION n(most integer) RETURNS integer LANGUAGE sql VOLATILE AS 'SELECT 1 + floor(random() * most)::integer';
 CREATE FUNCTION u(n integer) RETURNS uuid LANGUAGE sql IMMUTABLE AS 'SELECT md5(n::text)::uuid';
@@ -25,6 +27,7 @@ BEGIN
   INSERT INTO a VALUES (one, root, large(), 'tree') ON CONFLICT DO NOTHING;
   INSERT INTO b VALUES (u(two), one, large(), 'tree') ON CONFLICT DO NOTHING;
   INSERT INTO c VALUES (n(400), u(two), 'tree') ON CONFLICT DO NOTHING;
+  INSERT INTO d SELECT id, 'tree' FROM c WHERE b_id = u(two);
 END $$;
 
 CREATE FUNCTION act() RETURNS void LANGUAGE plpgsql AS $$
@@ -46,7 +49,9 @@ BEGIN
   WHEN 9 THEN UPDATE c SET b_id = u(two) WHERE id = three;
   WHEN 10 THEN PERFORM tree(root, tenant); UPDATE r SET bid = n(4) WHERE id = root;
   WHEN 11 THEN DELETE FROM r WHERE id = root; PERFORM tree(root, tenant);
-  WHEN 12 THEN DELETE FROM a WHERE id = one; DELETE FROM c WHERE id = three;
+  WHEN 12 THEN
+    DELETE FROM a WHERE id = one; DELETE FROM c WHERE id = three;
+    DELETE FROM d WHERE ctid = (SELECT min(ctid) FROM d WHERE c_id = n(400)); UPDATE d SET c_id = three + 1 WHERE c_id = two;
   WHEN 13 THEN
     UPDATE r SET v = 'touched ' || n(9) WHERE id = root; UPDATE a SET v = 'touched ' || n(9) WHERE id = one;
     UPDATE b SET v = 'touched ' || n(9) WHERE id = u(two); UPDATE c SET v = 'touched ' || n(9) WHERE id = three;
@@ -59,6 +64,7 @@ BEGIN
   WHEN 16 THEN
     DELETE FROM b WHERE id = u(two); INSERT INTO b VALUES (u(two), one, large(), 'again');
     INSERT INTO c VALUES (three, u(two), 'again'); UPDATE c SET v = 'once more' WHERE id = three;
+    INSERT INTO d VALUES (three, 'tree'), (three, 'tree');
   ELSE UPDATE r SET large = large() WHERE id = root; UPDATE b SET large = large() WHERE id = u(two);
   END CASE;
 END $$;
