@@ -132,7 +132,7 @@ impl Hands {
     }
 
     /// Whether the change is one of a row that has arrived, and will be read as it is then.
-    pub fn awaits(&self, before: &Arriving, table: &Mapped, op: &Op<'_>) -> bool {
+    fn awaits(&self, before: &Arriving, table: &Mapped, op: &Op<'_>) -> bool {
         if table.name.is_empty() || (before.is_empty() && self.arriving.is_empty()) {
             return false;
         }

@@ -41,7 +41,6 @@ pub(super) async fn sift<'a>(
             return Err(Error::mismatch("apply a group", why));
         }
     }
-    let careful = hands.careful;
     let mut asked: HashMap<Name, (Arc<Mapped>, u8, HashSet<Bytes>)> = HashMap::new();
     for (change, claims) in &changes {
         let mut ask = |steps, key: &Bytes| -> Result<()> {
@@ -55,7 +54,7 @@ pub(super) async fn sift<'a>(
                 ask(*steps, key)?;
             }
         }
-        if careful && !change.table.above.is_empty() {
+        if hands.careful && !change.table.above.is_empty() {
             let (was, is) = before_and_after(&change.table, &change.op, &change.table.refers);
             for key in was.iter().chain(&is) {
                 ask(1, key)?;
@@ -181,7 +180,7 @@ fn note(table: &Mapped, op: &Op<'_>, present: &mut Present, hands: &mut Hands) {
 }
 
 /// The values at `places`, before a change and after it.
-pub(super) fn before_and_after(table: &Mapped, op: &Op<'_>, places: &[usize]) -> (Option<Bytes>, Option<Bytes>) {
+fn before_and_after(table: &Mapped, op: &Op<'_>, places: &[usize]) -> (Option<Bytes>, Option<Bytes>) {
     // A value that was not sent did not change.
     let unsent = |new: &Row<'_>| places.iter().any(|place| new[*place] == Value::Unchanged);
     match op {
