@@ -33,6 +33,12 @@ impl Gate {
         self.reason.borrow().clone()
     }
 
+    /// Waits until a copy may begin: what an earlier copy was told says nothing about now.
+    pub async fn passed_anew(&self) {
+        self.forget();
+        self.passed().await;
+    }
+
     /// Waits until a copy may read on.
     pub async fn passed(&self) {
         // Only a daemon that ends has no gate any more.
@@ -120,5 +126,6 @@ mod tests {
         assert!(tokio::time::timeout(Duration::from_millis(20), gate.passed()).await.is_err());
         gate.reason.send_replace(None);
         gate.passed().await;
+        assert!(tokio::time::timeout(Duration::from_millis(20), gate.passed_anew()).await.is_err());
     }
 }

@@ -50,7 +50,7 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
         let spooled = moving.spool().map_or(Lsn::ZERO, |link| link.state.sealed.borrow().end);
         context.pipeline.passed(spooled).await?;
         // While the source is busy nothing is begun that it has to keep row versions for.
-        context.gate.passed().await;
+        context.gate.passed_anew().await;
         let held = joined_snapshot(context, moving, record.fresh_xid).await?;
         // Not in the snapshot's transaction, which would keep every table locked against DDL from now on.
         let asking = client::connect(&context.config.source.url, "copy").await?;
