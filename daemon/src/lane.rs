@@ -18,7 +18,7 @@ use connectors::postgres::Error;
 use connectors::postgres::apply::{Mode, PostgresSink, Sink, SinkPlan};
 use connectors::postgres::control::Copied;
 use prometheus_client::metrics::histogram::Histogram;
-use schemas::record::Fault;
+use schemas::record::{Fault, Published};
 use schemas::{Lsn, Snapshot, TableName};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
@@ -103,6 +103,16 @@ pub enum LaneCommand {
     Release,
 }
 
+/// How a lane hears of partitions.
+pub struct Partitions {
+    /// What the source publishes, and how often that has been looked at.
+    pub seen: watch::Receiver<(u64, Published)>,
+    /// What the move knows of them.
+    pub known: Published,
+    /// Has that recorded; answered when it is.
+    pub record: mpsc::Sender<(Published, oneshot::Sender<()>)>,
+}
+
 /// How a lane's task ended.
 #[derive(Debug)]
 pub enum LaneEnded {
@@ -138,6 +148,7 @@ pub struct Lane {
     connections: Arc<Semaphore>,
     progress: watch::Receiver<Progress>,
     commands: mpsc::Receiver<LaneCommand>,
+    partitions: Partitions,
     stop: watch::Receiver<bool>,
     held: bool,
     outlook: Outlook,
@@ -153,6 +164,7 @@ impl Lane {
         connections: Arc<Semaphore>,
         progress: watch::Receiver<Progress>,
         commands: mpsc::Receiver<LaneCommand>,
+        partitions: Partitions,
         stop: watch::Receiver<bool>,
     ) -> Self {
         Lane {
@@ -161,6 +173,7 @@ impl Lane {
             connections,
             progress,
             commands,
+            partitions,
             stop,
             held: false,
             outlook: Outlook::default(),
@@ -252,6 +265,7 @@ impl Lane {
         }
         self.plan.spool.set_lacks_rows(sink.expects(), Lsn(lsn.0.saturating_sub(1)));
         loop {
+            self.take_partitions(&mut sink, lsn).await?;
             if !self.held && sink.expects() && self.may_look() {
                 lsn = self.arrive(&mut sink, &mut reader, &mut group, lsn).await?;
             }
@@ -276,6 +290,9 @@ impl Lane {
                     let command = command.ok_or(End::Stopped)?;
                     lsn = self.command(command, &mut sink, &mut reader, &mut group, lsn).await?;
                 }
+                changed = self.partitions.seen.changed(), if self.partitions.known.is_partitioned() => {
+                    changed.map_err(|_| End::Stopped)?;
+                }
                 changed = sealed.changed(), if !self.held => changed.map_err(|_| End::Stopped)?,
                 () = tokio::time::sleep(if sink.expects() { LOOK_AGAIN } else { SHARE_AFTER }), if !self.held => {
                     if self.is_wanted() {
@@ -299,7 +316,12 @@ impl Lane {
     async fn work(&self) -> std::result::Result<(), End> {
         let mut sealed = self.plan.spool.sealed.subscribe();
         let spool = &self.plan.spool;
-        while self.compared && spool.caught_up() && !spool.lacks_rows() && self.commands.is_empty() {
+        while self.compared
+            && spool.caught_up()
+            && !spool.lacks_rows()
+            && self.commands.is_empty()
+            && !self.partitions.differ()
+        {
             tokio::select! {
                 changed = sealed.changed() => changed.map_err(|_| End::Stopped)?,
                 () = tokio::time::sleep(LOOK_FOR_COMMANDS) => {}
@@ -432,6 +454,7 @@ impl Lane {
                 None if error.is_unusable() => return Err(self.unusable(&error)),
                 None => match (mode, limits.transactions) {
                     (Mode::Sets, _) => mode = Mode::Rows,
+                    (Mode::Rows, 1) if self.partitions_changed(sink, before).await? => mode = Mode::Sets,
                     (Mode::Rows, 1) => {
                         let end = self.transaction_at(reader, start)?;
                         return Err(End::Fault(self.fault(&error, end), end));

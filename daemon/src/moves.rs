@@ -19,7 +19,7 @@ use connectors::postgres::provision::parts::{LeftOut, Place};
 use connectors::postgres::{self, catalog, client, policy};
 use schemas::config::{Config, Target};
 use schemas::phase::Event;
-use schemas::record::{AckRecord, Fault, MoveRecord, OwnServer};
+use schemas::record::{AckRecord, Fault, MoveRecord, OwnServer, Published};
 use schemas::url::{BadUrl, PgUrl};
 use schemas::{Lsn, MoveId, Phase, TableName};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -64,6 +64,8 @@ pub struct Context {
     pub throttle: Throttle,
     /// `limits.source`.
     pub gate: Gate,
+    /// What the source publishes of the moves' tables, and how often that has been looked at.
+    pub published: watch::Sender<(u64, Published)>,
     /// What is measured.
     pub metrics: Metrics,
 }
@@ -311,8 +313,8 @@ impl Moving {
     pub fn sink_plan(&self, target: &Target, epoch: i64) -> SinkPlan {
         let record = self.record();
         let tables = record.tables.into_iter().zip(record.paths).collect();
-        let types = Arc::default();
-        SinkPlan { url: target.url.clone(), id: record.id, epoch, tables, schema: record.schema, types }
+        let (types, partitions) = (Arc::default(), record.published.partitions().collect());
+        SinkPlan { url: target.url.clone(), id: record.id, epoch, tables, schema: record.schema, types, partitions }
     }
 }
 

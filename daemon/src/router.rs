@@ -4,6 +4,7 @@
 mod queue;
 mod relation;
 mod row;
+mod stops;
 mod via;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,7 +22,8 @@ use schemas::{Lsn, MoveId, TableName, TablePath, TenantId};
 use crate::ownership::{Owner, Ownership, Reference};
 use crate::spool::{self, SpoolWriter};
 use relation::{Places, Routed};
-use row::{shown, whole_row};
+use row::whole_row;
+use stops::{changed_hands, incomplete};
 use via::Settling;
 
 /// A table whose rows belong to tenants.
@@ -45,6 +47,8 @@ pub struct LaneEnd {
     pub tenant: TenantId,
     /// The tables that move, by number, with the names they had when that was planned.
     pub tables: BTreeMap<u32, TableName>,
+    /// The partitions that it knew when it was opened, by number.
+    pub partitions: BTreeSet<u32>,
     /// The writing end of its spool.
     pub spool: SpoolWriter,
     touched: bool,
@@ -56,7 +60,7 @@ impl LaneEnd {
     /// A lane whose spool is open.
     pub fn new(id: MoveId, tenant: TenantId, published: &Published, spool: SpoolWriter) -> Self {
         let tables = published.tables.iter().map(|(name, table)| (table.oid, name.clone())).collect();
-        LaneEnd { id, tenant, tables, spool, touched: false, told: false }
+        LaneEnd { id, tenant, tables, partitions: published.partitions().collect(), spool, touched: false, told: false }
     }
 
     /// Whether the relation is a table of the move; `None` when it is one by number or by name only.
@@ -92,6 +96,8 @@ pub struct Router {
     lanes: BTreeMap<MoveId, LaneEnd>,
     relations: HashMap<u32, Arc<Routed>>,
     next_version: u64,
+    /// The relation that was described last, until something else comes.
+    described: Option<u32>,
     budget: Budget,
     ownership: Ownership,
     transaction: Option<Transaction>,
@@ -127,6 +133,7 @@ impl Router {
             lanes,
             relations,
             next_version: 1,
+            described: None,
             budget,
             ownership: Ownership::default(),
             transaction: None,
@@ -220,6 +227,7 @@ impl Router {
     pub fn restart(&mut self) -> bool {
         self.transaction = None;
         self.changed_hands.clear();
+        self.described = None;
         self.relations.clear();
         self.settling.clear();
         let mut kept = !std::mem::take(&mut self.full);
@@ -292,6 +300,9 @@ impl Router {
     /// Routes one change.
     pub fn change(&mut self, raw: &Bytes, message: pgoutput::Message<'_>) -> Result<()> {
         use pgoutput::Message as M;
+        if !matches!(message, M::Relation(_) | M::Type { .. }) {
+            self.described = None;
+        }
         match message {
             // A copy: the message's bytes share a read buffer, which is not to be kept.
             M::Relation(relation) => self.learn(Bytes::copy_from_slice(raw), relation),
@@ -428,22 +439,23 @@ impl Router {
         }
     }
 
-    /// TRUNCATE names no tenant: it empties every one.
-    fn truncate(&mut self, relation: u32) {
-        let Some(routed) = self.relations.get(&relation).cloned() else { return };
-        self.stop_faulty(&routed);
-        let fault = Fault::new(
-            "truncate",
-            routed.name.to_string(),
-            "the table was truncated on the source, for every tenant",
-            "`carveout cancel` the move, then `carveout move` it again",
-        );
+    /// A partition is described right behind the table that it is a part of, before its first row. Its rows come
+    /// as that table's; lanes that do not know it are told.
+    fn note_partition(&mut self, table: u32, partition: u32) {
+        let Some(routed) = self.relations.get(&table).cloned() else { return };
+        let mut message = Vec::new();
+        pgoutput::encode_partition(table, partition, &mut message);
         for id in &routed.members {
-            self.stop(*id, Some(&routed.name), fault.clone());
+            if self.lanes.get(id).is_some_and(|lane| !lane.partitions.contains(&partition)) {
+                self.append(*id, &routed, &[], &message);
+            }
         }
     }
 
     fn learn(&mut self, description: Bytes, relation: Relation) {
+        if let Some(table) = self.described.replace(relation.id) {
+            self.note_partition(table, relation.id);
+        }
         if self.relations.get(&relation.id).is_some_and(|known| known.relation == relation) {
             return;
         }
@@ -465,41 +477,6 @@ impl Router {
         let route = self.tables.get(&name).map(|route| (route, parent));
         let routed = Routed::new((version, description), relation, route, &self.lanes, &self.ownership);
         self.relations.insert(routed.relation.id, Arc::new(routed));
-    }
-
-    /// A change of the relation may be one of a lane that cannot be told its rows: that lane stops, whatever
-    /// its copy holds.
-    fn stop_faulty(&mut self, routed: &Routed) {
-        routed.faulty.iter().for_each(|(id, fault)| self.tell(*id, fault));
-    }
-
-    /// A row without a tenant stops every move that has the table.
-    fn stop_members(&mut self, routed: &Routed) {
-        let next = format!(
-            "give the rows a tenant, or set tenancy.tables.{}.null_tenant: not_moving; then cancel and move again",
-            routed.name.name
-        );
-        let cause = "a row without a tenant was written on the source";
-        let fault = Fault::new("null_tenant", routed.name.to_string(), cause, next);
-        for id in &routed.members {
-            self.stop(*id, Some(&routed.name), fault.clone());
-        }
-    }
-
-    /// A change does not say whose the row is: whoever has the table stops, and nobody else.
-    fn stop_untold(&mut self, routed: &Routed) {
-        let cause = "a change does not carry its tenant: its replica identity was changed";
-        let next = "`carveout prepare`, then `carveout cancel` and `carveout move`";
-        let fault = Fault::new("schema_changed", routed.name.to_string(), cause, next);
-        routed.members.iter().for_each(|id| self.tell(*id, &fault));
-    }
-
-    /// Stops a lane, whatever its copy holds; once in a transaction.
-    fn tell(&mut self, id: MoveId, fault: &Fault) {
-        let told = self.lanes.get_mut(&id).is_none_or(|lane| std::mem::replace(&mut lane.told, true));
-        if !told {
-            self.stop(id, None, fault.clone());
-        }
     }
 
     /// Appends a change to a lane's spool.
@@ -565,31 +542,6 @@ impl TableRoute {
             TablePath::Via { parent, referenced, .. } => Some((parent, referenced)),
         }
     }
-}
-
-/// What hangs on the row would have to change hands with it, and is not in the stream.
-fn changed_hands(table: &TableName) -> Fault {
-    Fault::new(
-        "tenant_changed",
-        table.to_string(),
-        "a row that other rows belong to went to another tenant; this version cannot take those along",
-        "`carveout cancel` the moves of both tenants, then `carveout move` them again",
-    )
-}
-
-fn incomplete(routed: &Routed, new: Tuple<'_>) -> Fault {
-    let key = routed.relation.columns.iter().zip(new.iter()).filter(|(column, _)| column.key);
-    let key: Vec<String> =
-        key.map(|(column, value)| format!("{}={}", column.name, shown(column.type_oid, value))).collect();
-    Fault::new(
-        "toast",
-        routed.name.to_string(),
-        format!(
-            "a row entered the tenant ({}), but the value of a large unchanged column was not sent with it",
-            key.join(", ")
-        ),
-        format!("ALTER TABLE {} REPLICA IDENTITY FULL, then `carveout cancel` and `carveout move`", routed.name),
-    )
 }
 
 fn spool_failed(id: MoveId, error: &std::io::Error) -> Fault {

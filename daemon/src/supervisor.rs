@@ -13,7 +13,7 @@ use std::time::Duration;
 use connectors::postgres::policy::Owned;
 use connectors::postgres::{catalog, client, policy, slot, snapshot};
 use schemas::config::Config;
-use schemas::record::{AckRecord, Fault, MoveRecord};
+use schemas::record::{AckRecord, Fault, MoveRecord, Published};
 use schemas::{Lsn, MoveId};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -112,6 +112,7 @@ impl Supervisor {
             copying: Semaphore::new(limits.copy_parallel as usize),
             copy_tables: Semaphore::new(limits.copy_parallel as usize),
             gate: Gate::new(limits.source.clone()),
+            published: tokio::sync::watch::Sender::new((0, Published::default())),
             catalogs: Semaphore::new(moves::CATALOG_READERS),
             throttle: Throttle::new(limits.copy_rows_per_second.into()),
             metrics: Metrics::new(config.metrics.per_tenant),

@@ -13,7 +13,7 @@ use crate::config::Isolation;
 use crate::{Lsn, MoveId, Phase, TableName, TablePath, TenantId};
 
 /// The layout of the records below; raised when one of them changes.
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 
 /// The bytes are not a record of this version.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -181,6 +181,11 @@ pub struct PublishedTable {
     /// Foreign keys by name, with all that says what they hold. Of a move: those that its rows' tenants are
     /// found by.
     pub foreign_keys: Vec<(String, String)>,
+    /// Whether it is partitioned.
+    pub partitioned: bool,
+    /// Its partitions at every level: `pg_class.oid`, and all that changes when rows come or go with it without a word in
+    /// the stream (row version of its attachment, file, replica identity).
+    pub partitions: Vec<(u32, String)>,
 }
 
 /// When the tables were first seen as they are published: whoever was open then has ended once a snapshot's
@@ -222,6 +227,33 @@ pub struct PublishedColumn {
 }
 
 impl Published {
+    /// The tables whose partitions are others `now`.
+    pub fn repartitioned(&self, now: &Published) -> Vec<TableName> {
+        let differs = |(name, was): &&(TableName, PublishedTable)| {
+            now.tables.iter().any(|(table, is)| table == name && is.partitions != was.partitions)
+        };
+        self.tables.iter().filter(differs).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The numbers of all partitions.
+    pub fn partitions(&self) -> impl Iterator<Item = u32> {
+        self.tables.iter().flat_map(|(_, table)| &table.partitions).map(|(oid, _)| *oid)
+    }
+
+    /// Whether a table is partitioned.
+    pub fn is_partitioned(&self) -> bool {
+        self.tables.iter().any(|(_, table)| table.partitioned)
+    }
+
+    /// From now on its partitions are those.
+    pub fn take_partitions(&mut self, seen: &Published) {
+        for (name, table) in &mut self.tables {
+            if let Some((_, seen)) = seen.tables.iter().find(|(seen, _)| seen == name) {
+                table.partitions.clone_from(&seen.partitions);
+            }
+        }
+    }
+
     /// What is different `now`: the object and the cause; `None` when nothing is.
     pub fn change(&self, now: &Published) -> Option<(String, &'static str)> {
         for (name, was) in &self.tables {
@@ -311,7 +343,15 @@ mod tests {
     fn whatever_may_have_kept_changes_from_the_stream_is_a_change() {
         let column = |name: &str, number, version| PublishedColumn { name: name.into(), number, version };
         let keys = vec![("k".to_owned(), "FOREIGN KEY (a)".to_owned())];
-        let table = PublishedTable { oid: 5, member: 6, file: 7, columns: vec![column("a", 1, 9)], foreign_keys: keys };
+        let table = PublishedTable {
+            oid: 5,
+            member: 6,
+            file: 7,
+            columns: vec![column("a", 1, 9)],
+            foreign_keys: keys,
+            partitioned: false,
+            partitions: Vec::new(),
+        };
         let published = |version, name: &str, table: PublishedTable| Published {
             version,
             tables: vec![(TableName::new("public", name), table)],

@@ -10,6 +10,7 @@ mod hands;
 mod join;
 mod kills;
 mod memory;
+mod partitions;
 mod pgbench;
 mod place;
 mod provision;

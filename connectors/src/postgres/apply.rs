@@ -12,8 +12,9 @@ mod sets;
 mod sift;
 mod target;
 mod text;
+mod whole;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -82,6 +83,8 @@ pub struct PostgresSink {
     arriving: Arriving,
     /// The group in hand failed, and rows changed hands in it.
     careful: bool,
+    /// The partitions that the target's rows belong to, by their numbers on the source.
+    partitions: BTreeSet<u32>,
 }
 
 /// Which lane a sink belongs to.
@@ -102,6 +105,8 @@ pub struct SinkPlan {
     ///
     /// [`provision::objects::type_names`]: super::provision::objects::type_names
     pub types: Arc<HashMap<u32, String>>,
+    /// The partitions that are known, by their numbers on the source.
+    pub partitions: BTreeSet<u32>,
 }
 
 impl SinkPlan {
@@ -135,6 +140,7 @@ impl PostgresSink {
             changes: 0,
             arriving: Arriving::new(),
             careful: false,
+            partitions: plan.partitions.clone(),
         };
         for (table, name) in control::read_arriving(&sink.client, id).await? {
             if let Some(table) =
@@ -189,7 +195,7 @@ impl PostgresSink {
             match pieces()? {
                 Piece::End(end) => break end,
                 Piece::Changes(messages) => {
-                    let changes = self.decode(&messages)?;
+                    let changes = self.decode(&messages, hands)?;
                     let mut session = Session { client: &self.client, statements: &mut self.statements };
                     let changes = sift::sift(&mut session, changes, &self.arriving, hands).await?;
                     self.changes += changes.len() as u64;
@@ -215,12 +221,20 @@ impl PostgresSink {
     }
 
     /// Decodes the messages; Relation messages update what is known of the source's tables.
-    fn decode<'a>(&mut self, entries: &'a [Entry]) -> Result<Vec<(target::Change<'a>, Option<Claims>)>> {
+    fn decode<'a>(
+        &mut self,
+        entries: &'a [Entry],
+        hands: &mut Hands,
+    ) -> Result<Vec<(target::Change<'a>, Option<Claims>)>> {
         let mut changes = Vec::with_capacity(entries.len());
         for Entry { message, claims, first } in entries {
             let (table, op) = match pgoutput::decode(message)? {
                 Message::Relation(relation) => {
                     self.targets.learn(relation);
+                    continue;
+                }
+                Message::Truncate { relations, .. } => {
+                    self.note_partition(&relations, hands)?;
                     continue;
                 }
                 Message::Insert { relation, new } => self.targets.insert(relation, new)?,

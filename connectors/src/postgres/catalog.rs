@@ -8,6 +8,9 @@ use schemas::tenant::KeyType;
 use tokio_postgres::{Client, Row};
 
 use super::{Doing, Result, control, quote, types};
+pub use partitions::{Partition, partitions_of, take_partitions};
+
+mod partitions;
 
 /// A table as the catalogs describe it.
 #[derive(Clone, Debug)]
@@ -24,8 +27,12 @@ pub struct Table {
     pub identity: String,
     /// Whether row level security would hide rows from the role that asks.
     pub row_security: bool,
-    /// Whether it inherits from, is inherited by, or is a partition of another table.
+    /// Whether it inherits from or is inherited by another table, otherwise than as partitions do.
     pub inherits: bool,
+    /// What a partitioned table is partitioned by, as SQL.
+    pub partitioned_by: Option<String>,
+    /// Its partitions at every level, each behind the one that it is a part of. They are no tables of their own here.
+    pub partitions: Vec<Partition>,
     /// The planner's estimate of its rows.
     pub estimated_rows: i64,
     /// Columns that exist, in physical order.
@@ -195,10 +202,14 @@ async fn load(client: &Client, filter: &str, schemas: &[String]) -> Result<Vec<T
     let heads = format!(
         "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, c.relreplident::text,
                 row_security_active(c.oid),
-                c.relispartition OR EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)),
-                c.reltuples::bigint
+                c.relkind <> 'p' AND EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)),
+                CASE WHEN c.relkind = 'p' THEN
+                     (SELECT coalesce(sum(greatest(l.reltuples, 0)), 0)::bigint FROM pg_partition_tree(c.oid) t
+                        JOIN pg_class l ON l.oid = t.relid WHERE t.isleaf)
+                     ELSE c.reltuples::bigint END,
+                CASE WHEN c.relkind = 'p' THEN pg_get_partkeydef(c.oid) END
            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-          WHERE c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't' AND {filter}
+          WHERE c.relkind IN ('r', 'p', 'f') AND NOT c.relispartition AND c.relpersistence <> 't' AND {filter}
           ORDER BY n.nspname, c.relname"
     );
     let mut tables: Vec<Table> =
@@ -207,10 +218,12 @@ async fn load(client: &Client, filter: &str, schemas: &[String]) -> Result<Vec<T
     let mut columns = columns(client, &oids).await?;
     let mut keys = keys(client, &oids).await?;
     let mut foreign_keys = foreign_keys(client, &oids).await?;
+    let mut partitions = partitions::read(client, &oids).await?;
     for table in &mut tables {
         table.columns = columns.remove(&table.oid).unwrap_or_default();
         table.keys = keys.remove(&table.oid).unwrap_or_default();
         table.foreign_keys = foreign_keys.remove(&table.oid).unwrap_or_default();
+        table.partitions = partitions.remove(&table.oid).unwrap_or_default();
     }
     Ok(tables)
 }
@@ -225,6 +238,8 @@ fn head(row: &Row) -> Table {
         row_security: row.get(6),
         inherits: row.get(7),
         estimated_rows: row.get(8),
+        partitioned_by: row.get(9),
+        partitions: Vec::new(),
         columns: Vec::new(),
         keys: Vec::new(),
         foreign_keys: Vec::new(),
@@ -332,7 +347,7 @@ SELECT k.conrelid, k.conname::text, n.nspname::text, p.relname::text, k.convalid
  CROSS JOIN LATERAL unnest(k.conkey, k.confkey) WITH ORDINALITY u(column_number, referenced_number, place)
   JOIN pg_attribute c ON c.attrelid = k.conrelid AND c.attnum = u.column_number
   JOIN pg_attribute r ON r.attrelid = k.confrelid AND r.attnum = u.referenced_number
- WHERE k.contype = 'f' AND k.conrelid = ANY ($1)
+ WHERE k.contype = 'f' AND k.conparentid = 0 AND k.conrelid = ANY ($1)
  GROUP BY k.oid, k.conrelid, k.conname, n.nspname, p.relname, k.convalidated, k.condeferrable, k.confdeltype, k.confupdtype
  ORDER BY k.conname";
 

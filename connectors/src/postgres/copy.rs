@@ -9,6 +9,7 @@ use tokio_postgres::{Client, Transaction};
 
 use super::apply::key_bytes;
 use super::catalog::Table;
+use super::provision::partitions;
 use super::{Doing, Error, Result, control, quote};
 
 /// The most that one transaction copies: its log passes through our own slot when the target is a
@@ -48,16 +49,9 @@ where
     W: Future<Output = ()>,
 {
     let doing = || format!("copy {}", job.source.name);
-    let columns = quote::idents(job.source.stored().map(|column| column.name.as_str()));
     let text = job.source.is_text();
-    let format = if text { "text" } else { "binary" };
-    let out = format!(
-        "COPY (SELECT {columns} FROM {} WHERE {}) TO STDOUT (FORMAT {format})",
-        quote::table(&job.source.name),
-        job.filter
-    );
-    let into_sql = format!("COPY {} ({columns}) FROM STDIN (FORMAT {format})", quote::table(&job.target));
-    hold_shape(from, job).await?;
+    let (out, into_sql) = statements(job.source, &job.filter, &job.target);
+    hold_shape(from, job.source).await?;
     let rows = from.copy_out(&out).await.doing(doing())?;
     pin_mut!(rows);
     let mut first = true;
@@ -117,26 +111,27 @@ where
 
 /// Keeps the source's table as it is until the reading transaction ends, and makes sure that the snapshot
 /// can read it so. A table that was rewritten after the snapshot looks empty under it; one that was changed
-/// after it was planned would be copied with the old columns' types.
-async fn hold_shape(from: &Client, job: &CopyJob<'_>) -> Result<()> {
-    let doing = || format!("copy {}", job.source.name);
-    let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", quote::table(&job.source.name));
+/// after it was planned would be copied with the old columns' types. Partitions that are emptied, come or go are
+/// noticed by the watcher, and their table is read again.
+async fn hold_shape(from: &Client, source: &Table) -> Result<()> {
+    let doing = || format!("copy {}", source.name);
+    let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", quote::table(&source.name));
     from.batch_execute(&lock).await.doing(doing())?;
     let row = from
         .query_one(
-            "SELECT coalesce((SELECT c.relfilenode = pg_relation_filenode(c.oid) FROM pg_class c WHERE c.oid = $1 AND c.oid = to_regclass($2)), false),
+            "SELECT coalesce((SELECT c.relkind = 'p' OR c.relfilenode = pg_relation_filenode(c.oid) FROM pg_class c WHERE c.oid = $1 AND c.oid = to_regclass($2)), false),
                     coalesce(array_agg(a.attname::text ORDER BY a.attnum), '{}'),
                     coalesce(array_agg(a.atttypid ORDER BY a.attnum), '{}'),
                     coalesce(array_agg(a.atttypmod ORDER BY a.attnum), '{}')
                FROM pg_attribute a
               WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''",
-            &[&job.source.oid, &quote::table(&job.source.name)],
+            &[&source.oid, &quote::table(&source.name)],
         )
         .await
         .doing(doing())?;
     let (names, types, typmods): (Vec<String>, Vec<u32>, Vec<i32>) = (row.get(1), row.get(2), row.get(3));
     let now = names.iter().zip(types).zip(typmods).map(|((name, kind), typmod)| (name.as_str(), kind, typmod));
-    let planned = job.source.stored().map(|column| (column.name.as_str(), column.type_oid, column.typmod));
+    let planned = source.stored().map(|column| (column.name.as_str(), column.type_oid, column.typmod));
     match row.get::<_, bool>(0) && now.eq(planned) {
         true => Ok(()),
         // Another snapshot, and a fresh look at the catalogs, may succeed.
@@ -144,10 +139,37 @@ async fn hold_shape(from: &Client, job: &CopyJob<'_>) -> Result<()> {
     }
 }
 
+/// Reads a table's rows under the snapshot that `from` is in, into the empty table `target`, in the transaction that
+/// `into` is in. Returns how many.
+pub async fn pour(from: &Client, into: &Client, source: &Table, filter: &str, target: &TableName) -> Result<u64> {
+    let doing = || format!("read {} again", source.name);
+    let (out, into_sql) = statements(source, filter, target);
+    hold_shape(from, source).await?;
+    let rows = from.copy_out(&out).await.doing(doing())?;
+    let sink = into.copy_in::<_, Bytes>(&into_sql).await.doing(doing())?;
+    pin_mut!(rows, sink);
+    while let Some(bytes) = rows.next().await {
+        sink.feed(bytes.doing(doing())?).await.doing(doing())?;
+    }
+    sink.finish().await.doing(doing())
+}
+
+/// COPY out of the source, and into the target.
+fn statements(source: &Table, filter: &str, target: &TableName) -> (String, String) {
+    let columns = quote::idents(source.stored().map(|column| column.name.as_str()));
+    let format = if source.is_text() { "text" } else { "binary" };
+    let name = quote::table(&source.name);
+    (
+        format!("COPY (SELECT {columns} FROM {name} WHERE {filter}) TO STDOUT (FORMAT {format})"),
+        format!("COPY {} ({columns}) FROM STDIN (FORMAT {format})", quote::table(target)),
+    )
+}
+
 /// Empties the table and says that its copy has begun.
 async fn begin_table(tx: &Transaction<'_>, job: &CopyJob<'_>) -> Result<()> {
     let doing = || format!("begin the copy of {}", job.source.name);
     tx.batch_execute(&format!("TRUNCATE {}", quote::table(&job.target))).await.doing(doing())?;
+    partitions::alike(tx.client(), job.source, &job.target).await?;
     tx.execute(
         "INSERT INTO carveout.copied (move, table_name, snapshot, wal_insert_lsn, rows, done)
          VALUES ($1, $2, $3, $4::text::pg_lsn, 0, false)

@@ -17,7 +17,7 @@ use schemas::Lsn;
 use self::read::{Reader, broken};
 use super::Result;
 
-pub use self::encode::{encode_delete, encode_insert, encode_insert_raw};
+pub use self::encode::{encode_delete, encode_insert, encode_insert_raw, encode_partition};
 pub use self::tuple::{Old, Tuple, Value, Values};
 
 /// One message. Times are microseconds since 2000-01-01 00:00 UTC.

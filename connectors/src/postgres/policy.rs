@@ -267,6 +267,11 @@ pub(super) fn step(table: &Table, columns: &[String], known: &[Owned]) -> std::r
         let cause = format!("via: ({here}) leads to {}, whose own tenants are not known", key.parent);
         return no(cause, format!("give {} a policy that leads to a tenant, or exclude both", key.parent));
     };
+    if parent.table.partitioned_by.is_some() {
+        let cause =
+            format!("via: ({here}) leads to {}, which is partitioned; this version cannot follow that", key.parent);
+        return no(cause, "give the table a tenant key column, or exclude it".to_owned());
+    }
     let mut kinds = Vec::new();
     for (from, to) in key.columns.iter().zip(&key.referenced) {
         match (table.key_type(from), parent.table.key_type(to)) {
@@ -351,10 +356,32 @@ pub(super) fn shape_obstacles(table: &Table) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut add = |cause: String, remedy: &str| found.push(in_the_way(table, cause, remedy));
     match table.kind.as_str() {
-        "p" => add("partitioned tables cannot be moved by this version".into(), ""),
         "f" => add("it is a foreign table, whose changes are not in the log".into(), ""),
-        _ if table.inherits => add("partitions and tables with inheritance cannot be moved by this version".into(), ""),
+        _ if table.inherits => {
+            add("tables with inheritance other than partitions cannot be moved by this version".into(), "")
+        }
         _ => {}
+    }
+    for partition in &table.partitions {
+        let name = &partition.name;
+        match (partition.kind.as_str(), partition.persistence.as_str(), partition.bound.as_str()) {
+            ("f", ..) => {
+                add(format!("its partition {name} is a foreign table, whose changes are not in the log"), "detach it,")
+            }
+            (_, "u", _) => {
+                let remedy = format!("ALTER TABLE {} SET LOGGED,", qualified(name));
+                add(format!("its partition {name} is unlogged, so its changes are not in the log"), &remedy);
+            }
+            (.., "") => {
+                let remedy = format!(
+                    "ALTER TABLE {} DETACH PARTITION {} FINALIZE,",
+                    qualified(&partition.parent),
+                    qualified(name)
+                );
+                add(format!("its partition {name} is half detached"), &remedy);
+            }
+            _ => {}
+        }
     }
     if table.persistence == "u" {
         add("it is unlogged, so its changes are not in the log".into(), "ALTER TABLE … SET LOGGED,");

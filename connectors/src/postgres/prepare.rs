@@ -9,6 +9,7 @@ use schemas::status::{Finding, Severity};
 use schemas::{Lsn, TableName};
 use tokio_postgres::Client;
 
+use super::catalog::Table;
 use super::control::Access;
 use super::policy::{Owned, names};
 use super::quote::{ident, literal, table as qualified};
@@ -35,8 +36,9 @@ pub async fn wanted(client: &Client, config: &Config, owned: &[Owned]) -> Result
     let access = control::access(client).await?;
     // Without the control schema the tenants' copies look like tables of the application.
     let owned = if access == Access::Denied { &[] } else { owned };
+    let partitioned = owned.iter().any(|owned| owned.table.partitioned_by.is_some());
     let mut findings: Vec<Finding> = owned.iter().filter_map(identity).collect();
-    findings.extend(publication(client, &config.source.publication, &names(owned)).await?);
+    findings.extend(publication(client, &config.source.publication, &names(owned), partitioned).await?);
     let grants = control::grants(&role);
     match access {
         // Whoever runs it, the daemon's role can work with it.
@@ -99,6 +101,9 @@ async fn lacks(client: &Client, publication: &str, owned: &[Owned], access: Acce
 fn identity(owned: &Owned) -> Option<Finding> {
     let table = &owned.table;
     let columns = owned.identity_columns();
+    if table.partitioned_by.is_some() {
+        return identities(table, &columns);
+    }
     if table.identity_covers(&columns) {
         return None;
     }
@@ -121,7 +126,29 @@ fn identity(owned: &Owned) -> Option<Finding> {
     ))
 }
 
-async fn publication(client: &Client, name: &str, tables: &[TableName]) -> Result<Vec<Finding>> {
+/// The same for a partitioned table: the server writes a partition's old rows by the partition's identity, and
+/// describes them by the whole table's, so all must be alike.
+fn identities(table: &Table, columns: &[String]) -> Option<Finding> {
+    let by_key = table.identity == "d" && table.identity_covers(columns);
+    let fits = table.identity_covers(columns) && table.partitions.iter().all(|partition| partition.agrees);
+    if fits {
+        return None;
+    }
+    let (letter, how) = if by_key { ("d", "DEFAULT") } else { ("f", "FULL") };
+    let parts = table.partitions.iter().map(|partition| (&partition.name, partition.identity.as_str()));
+    let differing =
+        std::iter::once((&table.name, table.identity.as_str())).chain(parts).filter(|(_, own)| *own != letter);
+    let names: Vec<String> = differing.map(|(name, _)| qualified(name)).collect();
+    let cause = format!(
+        "it is partitioned, and a DELETE would not name its tenant: its replica identity and its partitions' must be the \
+         same and carry the tenant; others are those of {} (a new partition has its own: set it in the transaction that makes it)",
+        names.join(", ")
+    );
+    let sql: Vec<String> = names.iter().map(|name| format!("ALTER TABLE {name} REPLICA IDENTITY {how}")).collect();
+    Some(Finding::prepared(table.name.to_string(), cause, sql.join("; ")))
+}
+
+async fn publication(client: &Client, name: &str, tables: &[TableName], partitioned: bool) -> Result<Vec<Finding>> {
     let object = format!("publication {name}");
     let error = |cause: &str, remedy: &str| Ok(vec![Finding::new(Severity::Error, &object, cause, remedy)]);
     let Some(found) = slot::find_publication(client, name).await? else {
@@ -129,12 +156,17 @@ async fn publication(client: &Client, name: &str, tables: &[TableName]) -> Resul
             return Ok(Vec::new());
         }
         let list: Vec<String> = tables.iter().map(qualified).collect();
-        let sql = format!("CREATE PUBLICATION {} FOR TABLE {}", ident(name), list.join(", "));
+        let sql = format!(
+            "CREATE PUBLICATION {} FOR TABLE {}{}",
+            ident(name),
+            list.join(", "),
+            if partitioned { " WITH (publish_via_partition_root = true)" } else { "" }
+        );
         return Ok(vec![Finding::prepared(object, "it does not exist", sql)]);
     };
     if found.all_tables || found.filtered || !found.complete {
         return error(
-            "it must name its tables one by one, without row filters and column lists, and publish insert, update, delete and truncate, not via the partition root and without generated columns",
+            "it must name its tables one by one, without row filters and column lists, and publish insert, update, delete and truncate, without generated columns",
             "name another one in source.publication, which prepare will create",
         );
     }
@@ -147,7 +179,11 @@ async fn publication(client: &Client, name: &str, tables: &[TableName]) -> Resul
         );
         Finding::prepared(&object, format!("table {table} is not in it"), sql)
     });
-    Ok(missing.collect())
+    let root = (partitioned && !found.via_root).then(|| {
+        let sql = format!("ALTER PUBLICATION {} SET (publish_via_partition_root = true)", ident(name));
+        Finding::prepared(&object, "it publishes partitions one by one, not as the tables that they are parts of", sql)
+    });
+    Ok(root.into_iter().chain(missing).collect())
 }
 
 async fn slot(client: &Client, source: &Source) -> Result<Vec<Finding>> {

@@ -19,6 +19,7 @@ mod drop;
 pub mod keys;
 pub mod needs;
 pub mod objects;
+pub mod partitions;
 pub mod parts;
 pub mod report;
 
@@ -162,7 +163,11 @@ pub async fn make_tables(
         return Err(Error::state(format!("create table {}", table.unwrap_or_default()), why));
     }
     objects::make(client, id, &needs.before).await?;
-    let mut schemas: Vec<String> = tables.iter().map(|table| place.name(&table.name).schema).collect();
+    let of_parts = tables.iter().flat_map(|table| {
+        let target = place.name(&table.name);
+        table.partitions.iter().map(move |part| partitions::counterpart(table, &target, &part.name).schema)
+    });
+    let mut schemas: Vec<String> = tables.iter().map(|table| place.name(&table.name).schema).chain(of_parts).collect();
     schemas.sort_unstable();
     schemas.dedup();
     for schema in &schemas {
@@ -245,8 +250,10 @@ pub async fn create_table(
     // An older server has none that are computed when they are read.
     let kind = if Version::of(&tx).await?.major() >= 18 { "VIRTUAL" } else { "STORED" };
     let columns: Vec<String> = source.columns.iter().map(|column| column_sql(column, &target.schema, kind)).collect();
-    let sql = format!("CREATE TABLE {} (\n  {})", qualified(target), columns.join(",\n  "));
+    let by = partitions::partitioned_by(source.partitioned_by.as_ref());
+    let sql = format!("CREATE TABLE {} (\n  {}){by}", qualified(target), columns.join(",\n  "));
     tx.batch_execute(&sql).await.doing(doing())?;
+    partitions::alike(tx.client(), source, target).await?;
     if !storage.is_empty() {
         let sql = format!("ALTER TABLE {} {}", qualified(target), storage.join(", "));
         tx.batch_execute(&sql).await.doing(format!("set the storage of {target}"))?;
@@ -330,7 +337,8 @@ pub async fn read_finish(source: &Client, table: &Table) -> Result<Finish> {
     let indexes = source
         .query(
             "SELECT c.relname::text, i.indisunique, pg_get_indexdef(i.indexrelid),
-                    format('CREATE %sINDEX %I ON %I.%I ', CASE WHEN i.indisunique THEN 'UNIQUE ' END, c.relname, n.nspname, t.relname)
+                    format('CREATE %sINDEX %I ON %s%I.%I ', CASE WHEN i.indisunique THEN 'UNIQUE ' END, c.relname,
+                           CASE WHEN t.relkind = 'p' THEN 'ONLY ' END, n.nspname, t.relname)
                FROM pg_index i
                JOIN pg_class c ON c.oid = i.indexrelid
                JOIN pg_class t ON t.oid = i.indrelid

@@ -64,6 +64,8 @@ pub struct Publication {
     pub tables: Vec<TableName>,
     /// Whether INSERT, UPDATE, DELETE and TRUNCATE are all published, and no generated columns.
     pub complete: bool,
+    /// `publish_via_partition_root`: changes of partitions come as the partitioned table's.
+    pub via_root: bool,
     /// Whether it is FOR ALL TABLES (or a schema).
     pub all_tables: bool,
     /// Whether a member has a row filter or a column list.
@@ -79,17 +81,24 @@ pub async fn find_publication(client: &Client, name: &str) -> Result<Option<Publ
         _ => "EXISTS (SELECT FROM pg_publication_namespace n WHERE n.pnpubid = p.oid)",
     };
     let sql = format!(
-        "SELECT oid, pubinsert AND pubupdate AND pubdelete AND pubtruncate AND NOT pubviaroot
+        "SELECT oid, pubinsert AND pubupdate AND pubdelete AND pubtruncate
                     AND coalesce(to_jsonb(p) ->> 'pubgencols', 'n') = 'n',
                 puballtables OR {schemas},
                 EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid
-                            AND coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') IS NOT NULL)
+                            AND coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') IS NOT NULL),
+                pubviaroot
            FROM pg_publication p WHERE pubname = $1"
     );
     let head = client.query_opt(&sql, &[&name]).await.doing("look at the publication")?;
     let Some(head) = head else { return Ok(None) };
     let members = client
-        .query("SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = $1", &[&name])
+        .query(
+            "SELECT n.nspname::text, c.relname::text
+               FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+               JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE p.pubname = $1",
+            &[&name],
+        )
         .await
         .doing("list the publication's tables")?;
     Ok(Some(Publication {
@@ -97,6 +106,7 @@ pub async fn find_publication(client: &Client, name: &str) -> Result<Option<Publ
         complete: head.get(1),
         all_tables: head.get(2),
         filtered: head.get(3),
+        via_root: head.get(4),
         tables: members.iter().map(|row| TableName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect(),
     }))
 }
@@ -115,7 +125,16 @@ pub async fn published(client: &Client, name: &str, tables: &[TableName]) -> Res
                     (SELECT coalesce(array_agg(pg_get_constraintdef(k.oid) || ' ' ||
                                 (SELECT coalesce(string_agg(g.tgenabled::text, '' ORDER BY g.oid), '') FROM pg_trigger g
                                   WHERE g.tgconstraint = k.oid) ORDER BY k.conname), '{}') FROM pg_constraint k
-                      WHERE k.conrelid = c.oid AND k.contype = 'f')
+                      WHERE k.conrelid = c.oid AND k.contype = 'f'),
+                    (WITH RECURSIVE tree(id, attached) AS (
+                       SELECT inhrelid, xmin::text || inhdetachpending FROM pg_inherits
+                        WHERE inhparent = c.oid AND c.relkind = 'p'
+                       UNION ALL
+                       SELECT i.inhrelid, i.xmin::text || i.inhdetachpending FROM tree t JOIN pg_inherits i ON i.inhparent = t.id)
+                     SELECT coalesce(array_agg(concat_ws(' ', t.id, t.attached, l.relfilenode, l.relreplident,
+                              (SELECT indexrelid FROM pg_index x WHERE x.indrelid = t.id AND indisreplident)) ORDER BY t.id), '{}')
+                       FROM tree t JOIN pg_class l ON l.oid = t.id),
+                    coalesce(c.relkind = 'p', false)
                FROM pg_publication p
                LEFT JOIN (unnest($2::text[], $3::text[]) w(schema, name)
                     JOIN pg_namespace n ON n.nspname = w.schema
@@ -123,7 +142,7 @@ pub async fn published(client: &Client, name: &str, tables: &[TableName]) -> Res
                     JOIN pg_publication_rel r ON r.prrelid = c.oid
                     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) ON r.prpubid = p.oid
               WHERE p.pubname = $1
-              GROUP BY p.xmin::text, w.schema, w.name, c.oid, r.oid",
+              GROUP BY p.xmin::text, w.schema, w.name, c.oid, c.relkind, r.oid",
             &[&name, &schemas, &names],
         )
         .await
@@ -146,10 +165,18 @@ pub async fn published(client: &Client, name: &str, tables: &[TableName]) -> Res
             file: row.get(5),
             columns: columns.collect(),
             foreign_keys: keys.into_iter().zip(definitions).collect(),
+            partitions: row.get::<_, Vec<String>>(11).iter().filter_map(|part| partition(part)).collect(),
+            partitioned: row.get(12),
         };
         published.tables.push((TableName::new(schema, row.get::<_, String>(2)), table));
     }
     Ok(published)
+}
+
+/// Number and version of a partition.
+fn partition(text: &str) -> Option<(u32, String)> {
+    let (number, version) = text.split_once(' ')?;
+    Some((number.parse().ok()?, version.to_owned()))
 }
 
 /// The end of the source's log, which the lag is measured from.

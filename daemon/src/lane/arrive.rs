@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use connectors::postgres::apply::{self, PostgresSink};
 use connectors::postgres::policy::Owned;
-use connectors::postgres::{Client, Result, catalog, client, policy, snapshot};
+use connectors::postgres::{Client, Error, Result, catalog, client, policy, slot, snapshot};
 use schemas::config::Config;
-use schemas::{Lsn, TenantId};
+use schemas::record::Published;
+use schemas::{Lsn, TableName, TenantId};
+use tokio::sync::oneshot;
 
 use super::group::Group;
-use super::{End, Lane};
+use super::{End, Lane, Partitions};
 use crate::ack::SharedUnseen;
 use crate::spool::SpoolReader;
 use crate::stop;
@@ -41,11 +43,12 @@ pub(super) struct Outlook {
 
 impl Outlook {
     /// A snapshot with what it takes to read the tenant's rows under it; `None` when it does not show yet what the
-    /// stream has delivered.
-    async fn look(&mut self, origin: &Origin) -> Result<Option<apply::Origin>> {
-        let url = &origin.config.source.url;
+    /// stream has delivered, or shows other partitions than are known.
+    async fn look(&mut self, origin: &Origin, sink: &PostgresSink, known: &Published) -> Result<Option<apply::Origin>> {
+        let (url, again) = (&origin.config.source.url, sink.reads_any_again());
         self.looked = Some(Instant::now());
-        self.source.take_if(|(source, _)| source.is_closed());
+        // What is read as a whole is read as it is now.
+        self.source.take_if(|(source, _)| again || source.is_closed());
         let (source, tables) = match &mut self.source {
             Some(source) => source,
             none => {
@@ -58,12 +61,82 @@ impl Outlook {
         let held = snapshot::hold(url, "arrive").await?;
         // What it shows reaches the disk before it is applied, and the stream passes it.
         snapshot::tick(source).await?;
+        let mut tables = tables.clone();
+        if again {
+            let names: Vec<TableName> = known.tables.iter().map(|(name, _)| name.clone()).collect();
+            let shown = slot::published(&held.client, &origin.config.source.publication, &names).await?;
+            if !known.repartitioned(&shown).is_empty() {
+                return Ok(None);
+            }
+            for owned in tables.iter_mut().filter(|owned| sink.reads_again(&owned.table.name)) {
+                catalog::take_partitions(&held.client, &mut owned.table).await?;
+                if let Some(partition) = owned.table.partitions.iter().find(|partition| !partition.agrees) {
+                    let why = format!(
+                        "partition {} has another replica identity than the table that it is a part of: a DELETE would \
+                         not name its tenant; `carveout prepare` says what to run",
+                        partition.name
+                    );
+                    return Err(Error::connection("read a partitioned table again", why));
+                }
+            }
+        }
         let shown = demand.met_by(&held.snapshot);
-        Ok(shown.then(|| apply::Origin { held, tables: tables.clone(), tenant: origin.tenant.clone() }))
+        Ok(shown.then(|| apply::Origin { held, tables, tenant: origin.tenant.clone() }))
+    }
+}
+
+impl Partitions {
+    /// Whether the source has others.
+    pub(super) fn differ(&self) -> bool {
+        !self.known.repartitioned(&self.seen.borrow().1).is_empty()
     }
 }
 
 impl Lane {
+    /// Has tables read again whose partitions are others now; whether there are any.
+    pub(super) async fn take_partitions(
+        &mut self,
+        sink: &mut PostgresSink,
+        lsn: Lsn,
+    ) -> std::result::Result<bool, End> {
+        let partitions = &mut self.partitions;
+        let seen = partitions.seen.borrow_and_update().1.clone();
+        let tables = partitions.known.repartitioned(&seen);
+        if tables.is_empty() {
+            return Ok(false);
+        }
+        let names = tables.iter().map(TableName::to_string).collect::<Vec<_>>().join(", ");
+        tracing::info!(id = %self.plan.sink.id, tables = names, "partitions have changed; these tables are read again");
+        sink.read_again(&tables).await?;
+        self.plan.spool.set_lacks_rows(true, lsn);
+        // Recorded only now: who is stopped in between finds the difference again.
+        let (recorded, answer) = oneshot::channel();
+        partitions.record.send((seen.clone(), recorded)).await.map_err(|_| End::Stopped)?;
+        answer.await.map_err(|_| Error::connection("record the partitions", "the record could not be stored"))?;
+        partitions.known.take_partitions(&seen);
+        self.plan.sink.partitions = partitions.known.partitions().collect();
+        sink.knows(self.plan.sink.partitions.clone());
+        Ok(true)
+    }
+
+    /// Whether a change does not fit because partitions have changed on the source: waits until somebody has looked.
+    pub(super) async fn partitions_changed(
+        &mut self,
+        sink: &mut PostgresSink,
+        lsn: Lsn,
+    ) -> std::result::Result<bool, End> {
+        if !self.partitions.known.is_partitioned() {
+            return Ok(false);
+        }
+        // The first look that ends from now on may have begun before.
+        let wanted = self.partitions.seen.borrow().0 + 2;
+        tokio::select! {
+            looked = self.partitions.seen.wait_for(|(looks, _)| *looks >= wanted) => drop(looked.map_err(|_| End::Stopped)?),
+            () = stop::told(&self.stop) => return Err(End::Stopped),
+        }
+        self.take_partitions(sink, lsn).await
+    }
+
     /// Whether the lane is near enough to the source's present to look for rows that have arrived.
     pub(super) fn may_look(&self) -> bool {
         self.plan.spool.bytes() <= NEAR_BYTES && self.outlook.looked.is_none_or(|looked| looked.elapsed() > LOOK_AGAIN)
@@ -83,7 +156,7 @@ impl Lane {
             return Err(End::Stopped);
         }
         let from = tokio::select! {
-            from = self.outlook.look(&self.plan.origin) => from,
+            from = self.outlook.look(&self.plan.origin, sink, &self.partitions.known) => from,
             () = stop::told(&self.stop) => return Err(End::Stopped),
         };
         let from = match from {

@@ -250,6 +250,10 @@ impl Group {
             self.learn(message)?;
             return Ok(Weight::Relation);
         }
+        if message.first() == Some(&b'T') {
+            // What a copy holds of the partition may be gone again.
+            return Ok(if self.is_applied()? { Weight::Held } else { Weight::Relation });
+        }
         let relation = message.get(1..5).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
         let Some(table) = relation.and_then(|relation| self.relations.get(&relation)) else {
             return Err(Error::protocol("read the spool", "a change of a relation that was not described"));

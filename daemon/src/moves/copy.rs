@@ -10,7 +10,7 @@ use connectors::postgres::control::Copied;
 use connectors::postgres::copy::{CopyJob, copy_table, estimate};
 use connectors::postgres::policy::Owned;
 use connectors::postgres::snapshot::{self, HeldSnapshot};
-use connectors::postgres::{Result, client, control, provision};
+use connectors::postgres::{Error, Result, catalog, client, control, provision, slot};
 use futures_util::future::try_join_all;
 use schemas::config::Target;
 use schemas::record::Fault;
@@ -29,14 +29,14 @@ const TELL_AFTER: Duration = Duration::from_secs(10);
 pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Result<(), StepError> {
     let record = moving.record();
     let target = context.target(&record)?;
-    let tables = context.tables(&record.tables).await?;
+    let mut tables = context.tables(&record.tables).await?;
     require_spool(moving)?;
     let client = client::connect(&target.url, "copy").await?;
     let checkpoint = open_checkpoint(context, &client, &record).await?;
     let mut copied = control::read_copied(&client, record.id, &record.tables).await?;
     let again = incomplete_trees(&tables, &copied);
     copied.retain(|table, _| !again.contains(table));
-    let left: Vec<&Owned> = tables.iter().filter(|owned| !copied.contains_key(&owned.table.name)).collect();
+    let mut left: Vec<&mut Owned> = tables.iter_mut().filter(|owned| !copied.contains_key(&owned.table.name)).collect();
     let done: u64 = copied.values().map(|copied| copied.rows).sum();
     moving.rows_copied.store(done, Ordering::Relaxed);
     if !left.is_empty() {
@@ -52,6 +52,15 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
         // While the source is busy nothing is begun that it has to keep row versions for.
         context.gate.passed_anew().await;
         let held = joined_snapshot(context, moving, record.fresh_xid).await?;
+        if record.published.is_partitioned() {
+            let names: Vec<TableName> = left.iter().map(|owned| owned.table.name.clone()).collect();
+            let shown = slot::published(&held.client, &context.config.source.publication, &names).await?;
+            // Whatever comes or goes after it is a difference to what is copied.
+            moving.update(&context.store, |record| record.published.take_partitions(&shown))?;
+            for owned in &mut left {
+                catalog::take_partitions(&held.client, &mut owned.table).await?;
+            }
+        }
         // Not in the snapshot's transaction, which would keep every table locked against DDL from now on.
         let asking = client::connect(&context.config.source.url, "copy").await?;
         let estimates = left.iter().map(|owned| {
@@ -170,7 +179,12 @@ async fn copy_one(
             context.throttle.take(rows).await;
         }
     })
-    .await?;
+    .await
+    .map_err(|error| match owned.table.partitioned_by.is_some() && error.is_constraint() {
+        // A partition that came meanwhile: with another snapshot the target gets it too.
+        true => Error::connection(format!("copy {}", owned.table.name), error),
+        false => error,
+    })?;
     tracing::info!(id = %record.id, table = %owned.table.name, rows, "table copied");
     Ok(())
 }

@@ -18,7 +18,7 @@ use schemas::{Lsn, Phase};
 use tokio::sync::mpsc;
 
 use super::{Context, Moving, SpoolLink, StepError, copy, keys, parts, routes};
-use crate::lane::{Lane, LaneEnded, LanePlan, Origin};
+use crate::lane::{Lane, LaneEnded, LanePlan, Origin, Partitions};
 use crate::router::LaneEnd;
 use crate::spool::SpoolWriter;
 use crate::stop;
@@ -280,6 +280,7 @@ async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
     }
     drop(client);
     let (commands, receiver) = mpsc::channel(LANE_COMMANDS);
+    let (record_partitions, to_record) = mpsc::channel(1);
     let types = parts::types(context).await?;
     let plan = LanePlan {
         sink: SinkPlan { types, ..moving.sink_plan(&target, checkpoint.epoch) },
@@ -304,11 +305,16 @@ async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
         Arc::clone(&context.target_connections),
         context.pipeline.progress.clone(),
         receiver,
+        Partitions { seen: context.published.subscribe(), known: record.published.clone(), record: record_partitions },
         moving.stop.subscribe(),
     );
     let ended = tokio::select! {
         ended = lane.run() => ended,
-        _ = async { tokio::join!(keys::hand_over(context, moving), parts::validate(context, moving)) } => LaneEnded::Stopped,
+        _ = async { tokio::join!(
+            keys::hand_over(context, moving),
+            parts::validate(context, moving),
+            parts::record_partitions(context, moving, to_record),
+        ) } => LaneEnded::Stopped,
     };
     keys::leave_off(context, moving).await;
     moving.set_lane(None);

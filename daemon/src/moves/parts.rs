@@ -8,7 +8,8 @@ use std::time::Duration;
 use connectors::postgres::catalog::Table;
 use connectors::postgres::client;
 use connectors::postgres::provision::{keys, needs, objects};
-use schemas::record::Fault;
+use schemas::record::{Fault, Published};
+use tokio::sync::{mpsc, oneshot};
 
 use super::keys::caught_up;
 use super::{Context, Moving, StepError};
@@ -44,9 +45,24 @@ async fn try_validate(context: &Context, moving: &Moving) -> Result<(), StepErro
     let tables: Vec<&Table> = tables.iter().map(|owned| &owned.table).collect();
     let (source, place) = (client::connect(&context.config.source.url, "validate").await?, moving.place());
     let keys = keys::read(&source, &place, &tables).await?;
-    let target = client::connect(&context.target(&record)?.url, "validate").await?;
-    moving.leave_out(keys::validate(&target, &place, &keys).await?);
+    let mut target = client::connect(&context.target(&record)?.url, "validate").await?;
+    moving.leave_out(keys::validate(&mut target, &place, &keys).await?);
     Ok(())
+}
+
+/// Records the partitions whose rows the lane reads.
+pub(super) async fn record_partitions(
+    context: &Context,
+    moving: &Moving,
+    mut asked: mpsc::Receiver<(Published, oneshot::Sender<()>)>,
+) {
+    while let Some((seen, recorded)) = asked.recv().await {
+        match moving.update(&context.store, |record| record.published.take_partitions(&seen)) {
+            // The lane may be gone.
+            Ok(()) => drop(recorded.send(())),
+            Err(error) => tracing::error!(%error, "the partitions could not be recorded"),
+        }
+    }
 }
 
 /// Adds what the target's types lack, where they are not the source's any more.

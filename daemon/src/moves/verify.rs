@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use connectors::postgres::checksum::{Side, compare};
 use connectors::postgres::snapshot::{self, HeldSnapshot};
-use connectors::postgres::{Doing, client};
+use connectors::postgres::{Doing, client, slot};
 use schemas::Phase;
 use schemas::record::Fault;
 use schemas::status::VerifyReport;
@@ -121,6 +121,15 @@ async fn stand(
     let advance = LaneCommand::Advance { snapshot: source.snapshot.clone(), until: source.wal_insert_lsn, done };
     commands.send(advance).await.map_err(|_| lost())?;
     let Ok(Ok(true)) = tokio::time::timeout(PATIENCE, stands).await else { return Ok(None) };
+    // Partitions that came or went since are not in the target yet.
+    let published = moving.record().published;
+    if published.is_partitioned() {
+        let tables = moving.record().tables;
+        let now = slot::published(&source.client, &context.config.source.publication, &tables).await?;
+        if !published.repartitioned(&now).is_empty() {
+            return Ok(None);
+        }
+    }
     let client = client::connect(target, "verify").await?;
     client
         .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT pg_current_snapshot()")

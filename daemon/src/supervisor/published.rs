@@ -1,6 +1,7 @@
 //! Watches for what the stream does not say: a column that was dropped and added again looks the same in it,
 //! a table that left the publication for a moment was not in it. Such a move must be copied again; every other
-//! change of a table is noticed by its lane.
+//! change of a table is noticed by its lane. Partitions that come, go or are emptied take their rows along without a
+//! word too: the lanes compare what is seen here with what they know.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +53,7 @@ impl Supervisor {
                 self.stop_changed(&entry, &record, object, cause).await;
             }
         }
+        self.context.published.send_modify(|(looks, published)| (*looks, *published) = (*looks + 1, now));
         Ok(())
     }
 

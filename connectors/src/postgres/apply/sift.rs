@@ -17,6 +17,7 @@ use super::hands::{Arriving, Hands, after_name, before_name};
 use super::rows::complete;
 use super::sets::{array, arrays};
 use super::target::{Change, Form, Mapped, Op, Raw, Referred, Row};
+use super::whole;
 
 /// A table that others refer to, and the columns by which they do.
 type Name = (TableName, Vec<String>);
@@ -71,6 +72,9 @@ pub(super) async fn sift<'a>(
     for (change, claims) in changes {
         if change.first {
             hands.begin();
+        }
+        if [arriving, &hands.arriving].iter().any(|arriving| whole::awaited(arriving, &change.table.source)) {
+            continue;
         }
         let Some(op) = decide(&change, claims, &present, hands)? else { continue };
         if hands.passes_over(arriving, &change.table, &op)? {

@@ -263,11 +263,14 @@ impl Targets {
         lists.into_iter().map(|names| Ok((names.clone(), places(source, columns, names)?))).collect()
     }
 
+    /// The name of a relation of the stream.
+    pub(super) fn described(&self, oid: u32) -> Result<TableName> {
+        let known = self.relations.get(&oid).ok_or_else(|| undescribed(oid))?;
+        Ok(TableName::new(&known.definition.schema, &known.definition.name))
+    }
+
     fn relation(&mut self, oid: u32) -> Result<Arc<Mapped>> {
-        let Some(known) = self.relations.get(&oid) else {
-            let why = format!("relation {oid} was not described before it was used");
-            return Err(Error::protocol("apply a change", why));
-        };
+        let known = self.relations.get(&oid).ok_or_else(|| undescribed(oid))?;
         if let Some(mapped) = &known.mapped {
             return Ok(Arc::clone(mapped));
         }
@@ -320,6 +323,10 @@ impl Targets {
         let key = table.key_of(&row)?;
         Ok((table, Op::Delete { key, old: full.then_some(row) }))
     }
+}
+
+fn undescribed(relation: u32) -> Error {
+    Error::protocol("apply a change", format!("relation {relation} was not described before it was used"))
 }
 
 /// Where these columns are.

@@ -30,6 +30,16 @@ pub fn encode_delete(relation: u32, old: Old<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(old.tuple().raw());
 }
 
+/// Writes that rows of `partition` come as those of `table`: in a spool a Truncate of both says so, which is not used
+/// there otherwise.
+pub fn encode_partition(table: u32, partition: u32, out: &mut Vec<u8>) {
+    out.push(b'T');
+    out.extend_from_slice(&2_u32.to_be_bytes());
+    out.push(0);
+    out.extend_from_slice(&table.to_be_bytes());
+    out.extend_from_slice(&partition.to_be_bytes());
+}
+
 fn begin(message: u8, relation: u32, image: u8, out: &mut Vec<u8>) {
     out.push(message);
     out.extend_from_slice(&relation.to_be_bytes());

@@ -65,6 +65,8 @@ fn table(name: &str, columns: &str, foreign_keys: &[&str]) -> Table {
         identity: "d".to_owned(),
         row_security: false,
         inherits: false,
+        partitioned_by: None,
+        partitions: Vec::new(),
         estimated_rows: -1,
         columns,
         keys: vec![primary],

@@ -45,7 +45,7 @@ SELECT o.kind, o.name, now.oid, now.name AS present, now.oid = o.oid AS same_num
  CROSS JOIN LATERAL (
    SELECT c.oid, quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name
      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE o.kind = 'table' AND (c.oid = o.oid OR c.oid = to_regclass(o.name)) AND c.relkind = 'r'
+    WHERE o.kind = 'table' AND (c.oid = o.oid OR c.oid = to_regclass(o.name)) AND c.relkind IN ('r', 'p')
     UNION ALL
    SELECT n.oid, quote_ident(n.nspname) FROM pg_namespace n
     WHERE o.kind = 'schema' AND (n.oid = o.oid OR n.nspname = o.name)
@@ -108,7 +108,7 @@ async fn cut_foreign_keys(tx: &Transaction<'_>, id: MoveId) -> Result<()> {
         .query(
             "SELECT n.nspname::text, c.relname::text, k.conname::text
                FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-              WHERE k.contype = 'f' AND k.conrelid <> k.confrelid
+              WHERE k.contype = 'f' AND k.conrelid <> k.confrelid AND k.conparentid = 0
                 AND (SELECT count(*) FROM carveout.objects o
                       WHERE o.move = $1 AND o.kind = 'table' AND o.oid IN (k.conrelid, k.confrelid)) = 2",
             &[&id.to_string()],

@@ -18,6 +18,7 @@ pub struct Key {
     name: String,
     sql: String,
     validated: bool,
+    partitioned: bool,
 }
 
 impl Key {
@@ -32,13 +33,14 @@ pub async fn read(source: &Client, place: &Place, tables: &[&Table]) -> Result<V
     source.batch_execute(&place.reading()).await.doing(doing)?;
     let mut keys = Vec::new();
     for table in tables {
-        let sql = "SELECT conname::text, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = $1 AND contype = 'f' ORDER BY 1";
+        let sql = "SELECT conname::text, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = $1 AND contype = 'f' AND conparentid = 0 ORDER BY 1";
         for row in source.query(sql, &[&table.oid]).await.doing(doing)? {
             let name: String = row.get(0);
             let Some(key) = table.foreign_keys.iter().find(|key| key.name == name) else { continue };
             if place.moved.contains(&key.parent) {
-                let (table, parent) = (table.name.clone(), key.parent.clone());
-                keys.push(Key { table, parent, name, sql: row.get(1), validated: key.validated });
+                let (parent, partitioned) = (key.parent.clone(), table.partitioned_by.is_some());
+                let (table, validated) = (table.name.clone(), key.validated);
+                keys.push(Key { table, parent, name, sql: row.get(1), validated, partitioned });
             }
         }
     }
@@ -58,7 +60,8 @@ pub async fn make(client: &mut Client, place: &Place, keys: &[Key]) -> Result<Ve
         return Ok(keys.iter().map(|key| LeftOut { object: key.described(), cause: cause.to_owned() }).collect());
     }
     let mut left_out = Vec::new();
-    for key in keys {
+    // One of a partitioned table cannot be NOT VALID before PostgreSQL 18: it is made when the rows fit.
+    for key in keys.iter().filter(|key| !key.partitioned) {
         match make_one(client, place, key).await {
             Ok(()) => {}
             Err(error) if error.is_transient() => return Err(error),
@@ -77,7 +80,7 @@ async fn make_one(client: &mut Client, place: &Place, key: &Key) -> Result<()> {
     if tx.query_opt(FOUND, &[&name, &key.name]).await.doing(doing())?.is_some() {
         return Ok(());
     }
-    let unchecked = if key.sql.ends_with(" NOT VALID") { "" } else { " NOT VALID" };
+    let unchecked = if key.sql.ends_with(" NOT VALID") || key.partitioned { "" } else { " NOT VALID" };
     let sql =
         format!("{}; ALTER TABLE {name} ADD CONSTRAINT {} {}{unchecked}", place.making(), ident(&key.name), key.sql);
     tx.batch_execute(&sql).await.doing(doing())?;
@@ -99,21 +102,28 @@ async fn make_one(client: &mut Client, place: &Place, key: &Key) -> Result<()> {
 
 /// Checks the rows of those that are checked on the source; those that do not hold. The target must show one
 /// moment of the source. Reads the tables; writers go on.
-pub async fn validate(client: &Client, place: &Place, keys: &[Key]) -> Result<Vec<LeftOut>> {
+pub async fn validate(client: &mut Client, place: &Place, keys: &[Key]) -> Result<Vec<LeftOut>> {
     let mut left_out = Vec::new();
     for key in keys.iter().filter(|key| key.validated) {
         let name = qualified(&place.name(&key.table));
         let doing = || format!("validate {}", key.described());
         let found = client.query_opt(FOUND, &[&name, &key.name]).await.doing(doing())?;
-        if found.is_none_or(|row| row.get::<_, bool>(1)) {
-            continue;
-        }
-        let sql = format!("ALTER TABLE {name} VALIDATE CONSTRAINT {}", ident(&key.name));
-        match client.batch_execute(&sql).await.doing(doing()) {
+        let held = match found {
+            None if key.partitioned => make_one(client, place, key).await,
+            Some(row) if !row.get::<_, bool>(1) => {
+                let sql = format!("ALTER TABLE {name} VALIDATE CONSTRAINT {}", ident(&key.name));
+                client.batch_execute(&sql).await.doing(doing())
+            }
+            _ => continue,
+        };
+        match held {
             Ok(()) => {}
             Err(error) if error.is_constraint() => {
-                let cause = "rows of the tenant refer to rows that did not move with it (another tenant's, or none): it stays NOT VALID";
+                let cause = "rows of the tenant refer to rows that did not move with it (another tenant's, or none): it stays NOT VALID, and on a partitioned table it is not there";
                 left_out.push(LeftOut { object: key.described(), cause: cause.to_owned() });
+            }
+            Err(error) if key.partitioned && !error.is_transient() => {
+                left_out.push(LeftOut { object: key.described(), cause: error.cause.to_string() });
             }
             Err(error) => return Err(error),
         }

@@ -1,0 +1,89 @@
+//! Tables that are read again as a whole: partitions were attached, detached, emptied or rewritten on the source, of
+//! which the stream says nothing. What happens to such a table is passed over until the lane stands exactly where a
+//! snapshot of the source shows it; then it gets the source's partitions and the tenant's rows.
+
+use std::collections::BTreeSet;
+
+use schemas::TableName;
+
+use super::super::copy;
+use super::super::provision::partitions;
+use super::super::quote::table as qualified;
+use super::super::{Doing, Error, Result, control};
+use super::hands::{Arriving, Hands, Name, Origin};
+use super::{PostgresSink, Session};
+
+/// What is written down for all rows of a table: a name without values, which no row has.
+const ALL: Name = Name::new();
+
+/// Whether the table is to be read again.
+pub(super) fn awaited(arriving: &Arriving, table: &TableName) -> bool {
+    arriving.get(table).is_some_and(|names| names.contains(&ALL))
+}
+
+impl PostgresSink {
+    /// Whether the table is to be read again.
+    pub fn reads_again(&self, table: &TableName) -> bool {
+        awaited(&self.arriving, table)
+    }
+
+    /// Whether any table is.
+    pub fn reads_any_again(&self) -> bool {
+        self.arriving.values().any(|names| names.contains(&ALL))
+    }
+
+    /// The tables are read again, as rows that arrive are: from here on what happens to them is passed over.
+    pub async fn read_again(&mut self, tables: &[TableName]) -> Result<()> {
+        let doing = "write down tables that are read again";
+        let tx = self.client.transaction().await.doing(doing)?;
+        control::hold_epoch(&tx, self.id, self.epoch).await?;
+        for table in tables {
+            control::write_arriving(tx.client(), self.id, table, &[]).await?;
+        }
+        tx.commit().await.doing(doing)?;
+        for table in tables {
+            self.arriving.entry(table.clone()).or_default().insert(ALL);
+        }
+        Ok(())
+    }
+
+    /// From here on these partitions are known.
+    pub fn knows(&mut self, partitions: BTreeSet<u32>) {
+        self.partitions = partitions;
+    }
+
+    /// Rows of a partition come in the group in hand. One that nobody knows may be gone again, with them.
+    pub(super) fn note_partition(&self, relations: &[u32], hands: &mut Hands) -> Result<()> {
+        let &[table, partition] = relations else {
+            return Err(Error::protocol("apply a change", "a TRUNCATE in a spool"));
+        };
+        if !self.partitions.contains(&partition) {
+            hands.arriving.entry(self.targets.described(table)?).or_default().insert(ALL);
+        }
+        Ok(())
+    }
+}
+
+/// Reads a table. Returns how many rows it has.
+pub(super) async fn fetch(
+    session: &mut Session<'_>,
+    source: &TableName,
+    target: &TableName,
+    from: &Origin,
+) -> Result<u64> {
+    let owned = from.owned(source)?;
+    let doing = || format!("empty {target}");
+    let name = qualified(target);
+    // What is referred to cannot be truncated.
+    let referred = "SELECT EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = to_regclass($1) AND conrelid <> confrelid)";
+    let referred: bool = session.client.query_one(referred, &[&name]).await.doing(doing())?.get(0);
+    let empty = if referred { format!("DELETE FROM {name}") } else { format!("TRUNCATE {name}") };
+    session.client.batch_execute(&empty).await.doing(doing())?;
+    partitions::alike(session.client, &owned.table, target).await?;
+    let filter = owned.filter(&from.tenant);
+    let rows = copy::pour(&from.held.client, session.client, &owned.table, &filter, target).await;
+    // A partition came in this moment: it is made when this is tried again.
+    rows.map_err(
+        |error| if error.is_constraint() { Error::connection(format!("read {source} again"), error) } else { error },
+    )
+}

@@ -1,0 +1,92 @@
+//! What the partitions of a table are.
+
+use std::collections::HashMap;
+
+use schemas::TableName;
+use tokio_postgres::Client;
+
+use super::super::{Doing, Error, Result, quote};
+use super::Table;
+
+/// A partition of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partition {
+    /// Its name.
+    pub name: TableName,
+    /// The table that it is a part of: the whole, or another partition.
+    pub parent: TableName,
+    /// Which rows are in it, as SQL: `FOR VALUES …` or `DEFAULT`; empty while it is being detached.
+    pub bound: String,
+    /// What it is partitioned by itself, as SQL.
+    pub partitioned_by: Option<String>,
+    /// As [`Table::kind`].
+    pub kind: String,
+    /// As [`Table::persistence`].
+    pub persistence: String,
+    /// As [`Table::identity`].
+    pub identity: String,
+    /// Whether its replica identity is the whole table's: the server writes old rows by it, and describes them by the
+    /// whole table's.
+    pub agrees: bool,
+}
+
+const PARTITIONS: &str = "\
+WITH RECURSIVE tree(root, id, parent, depth) AS (
+  SELECT c.oid, i.inhrelid, i.inhparent, 1 FROM pg_class c JOIN pg_inherits i ON i.inhparent = c.oid
+   WHERE c.oid = ANY ($1) AND c.relkind = 'p'
+  UNION ALL
+  SELECT t.root, i.inhrelid, i.inhparent, t.depth + 1 FROM tree t JOIN pg_inherits i ON i.inhparent = t.id),
+identity(table_id, index_id, part_of) AS (
+  SELECT x.indrelid, x.indexrelid, (SELECT inhparent FROM pg_inherits WHERE inhrelid = x.indexrelid)
+    FROM pg_index x WHERE x.indisreplident)
+SELECT t.root, n.nspname::text, c.relname::text, pn.nspname::text, p.relname::text,
+       coalesce(pg_get_expr(c.relpartbound, c.oid), ''), CASE WHEN c.relkind = 'p' THEN pg_get_partkeydef(c.oid) END,
+       c.relkind::text, c.relpersistence::text, c.relreplident::text,
+       c.relreplident = r.relreplident AND (c.relreplident <> 'i' OR EXISTS (
+         SELECT FROM identity own JOIN identity above ON above.index_id = own.part_of
+          WHERE own.table_id = t.id AND above.table_id = t.parent))
+  FROM tree t
+  JOIN pg_class c ON c.oid = t.id JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_class p ON p.oid = t.parent JOIN pg_namespace pn ON pn.oid = p.relnamespace
+  JOIN pg_class r ON r.oid = t.root
+ ORDER BY t.root, t.depth, n.nspname, c.relname";
+
+/// Gives a table the partitions that `client` sees in its snapshot.
+pub async fn take_partitions(client: &Client, table: &mut Table) -> Result<()> {
+    if table.partitioned_by.is_none() {
+        return Ok(());
+    }
+    table.partitions = read(client, &[table.oid]).await?.remove(&table.oid).unwrap_or_default();
+    match table.partitions.iter().find(|partition| partition.bound.is_empty()) {
+        None => Ok(()),
+        Some(gone) => {
+            let doing = format!("read the partitions of {}", table.name);
+            Err(Error::connection(doing, format!("{} is being detached", gone.name)))
+        }
+    }
+}
+
+/// The partitions of the table of that name, as [`Table::partitions`].
+pub async fn partitions_of(client: &Client, table: &TableName) -> Result<Vec<Partition>> {
+    let sql = "SELECT coalesce(to_regclass($1)::oid, 0::oid)";
+    let oid: u32 = client.query_one(sql, &[&quote::table(table)]).await.doing(format!("find {table}"))?.get(0);
+    Ok(read(client, &[oid]).await?.remove(&oid).unwrap_or_default())
+}
+
+pub(super) async fn read(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Partition>>> {
+    let mut partitions: HashMap<u32, Vec<Partition>> = HashMap::new();
+    for row in client.query(PARTITIONS, &[&oids]).await.doing("list partitions")? {
+        let name = |place| TableName::new(row.get::<_, String>(place), row.get::<_, String>(place + 1));
+        partitions.entry(row.get(0)).or_default().push(Partition {
+            name: name(1),
+            parent: name(3),
+            bound: row.get(5),
+            partitioned_by: row.get(6),
+            kind: row.get(7),
+            persistence: row.get(8),
+            identity: row.get(9),
+            agrees: row.get(10),
+        });
+    }
+    Ok(partitions)
+}
