@@ -16,6 +16,7 @@ use connectors::postgres::pgoutput::{self, Old, Relation, Tuple};
 use connectors::postgres::{Error, Result};
 use schemas::config::NullTenant;
 use schemas::record::{Fault, Published};
+use schemas::tenant::KeyType;
 use schemas::{Lsn, MoveId, TableName, TablePath, TenantId};
 
 use crate::ownership::{Owner, Ownership, Reference};
@@ -35,6 +36,9 @@ pub struct TableRoute {
     pub row_key: Vec<String>,
     /// Rows may stay while the one that they refer to is deleted and made again in one transaction.
     pub may_outlive: bool,
+    /// What the columns are as keys that say whose a row is, or that others refer to it by: by the number of the type,
+    /// which only the catalogs know of types that people made.
+    pub types: HashMap<u32, KeyType>,
 }
 
 /// An open lane, as the router sees it.
@@ -488,7 +492,7 @@ impl Router {
 
     /// A change does not say whose the row is: whoever has the table stops, and nobody else.
     fn stop_untold(&mut self, routed: &Routed) {
-        let cause = "a change does not carry its tenant: its replica identity was changed";
+        let cause = "a change does not carry its tenant: its replica identity, or the type of a key, was changed";
         let next = "`carveout prepare`, then `carveout cancel` and `carveout move`";
         let fault = Fault::new("schema_changed", routed.name.to_string(), cause, next);
         routed.members.iter().for_each(|id| self.tell(*id, &fault));
@@ -578,9 +582,9 @@ fn changed_hands(table: &TableName) -> Fault {
 }
 
 fn incomplete(routed: &Routed, new: Tuple<'_>) -> Fault {
-    let key = routed.relation.columns.iter().zip(new.iter()).filter(|(column, _)| column.key);
+    let key = routed.relation.columns.iter().zip(&routed.kinds).zip(new.iter()).filter(|((column, _), _)| column.key);
     let key: Vec<String> =
-        key.map(|(column, value)| format!("{}={}", column.name, shown(column.type_oid, value))).collect();
+        key.map(|((column, kind), value)| format!("{}={}", column.name, shown(*kind, value))).collect();
     Fault::new(
         "toast",
         routed.name.to_string(),
