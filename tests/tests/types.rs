@@ -140,11 +140,11 @@ async fn every_type_arrives_in_a_stream_of_text() -> Result<()> {
     Types::make(true, "true", "").await?.hold().await
 }
 
-/// Both on the versions that are not the installed one.
+/// Both on the other versions than the one that is usually installed.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs PostgreSQL 14 to 18: make campaign"]
 async fn every_type_arrives_on_every_version() -> Result<()> {
-    for major in 14..=18 {
+    for major in [14, 16, 17, 18] {
         for texts in [false, true] {
             let held =
                 async { Types::make_in(Scene::between(major, major).await?, texts, "true", "").await?.hold().await };
