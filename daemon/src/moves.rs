@@ -146,6 +146,7 @@ pub fn routes(owned: &[Owned]) -> Vec<(TableName, TableRoute)> {
         null_tenant: owned.null_tenant,
         row_key: owned.table.best_key().map(|key| key.columns.clone()).unwrap_or_default(),
         may_outlive: matches!(&owned.path, Path::Via(via) if via.key.may_outlive),
+        types: owned.key_types(),
     };
     owned.iter().map(|owned| (owned.table.name.clone(), route(owned))).collect()
 }

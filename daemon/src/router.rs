@@ -17,6 +17,7 @@ use connectors::postgres::pgoutput::{self, Old, Relation, Tuple};
 use connectors::postgres::{Error, Result};
 use schemas::config::NullTenant;
 use schemas::record::{Fault, Published};
+use schemas::tenant::KeyType;
 use schemas::{Lsn, MoveId, TableName, TablePath, TenantId};
 
 use crate::ownership::{Owner, Ownership, Reference};
@@ -37,6 +38,9 @@ pub struct TableRoute {
     pub row_key: Vec<String>,
     /// Rows may stay while the one that they refer to is deleted and made again in one transaction.
     pub may_outlive: bool,
+    /// What the columns are as keys that say whose a row is, or that others refer to it by: by the number of the type,
+    /// which only the catalogs know of types that people made.
+    pub types: HashMap<u32, KeyType>,
 }
 
 /// An open lane, as the router sees it.

@@ -178,14 +178,29 @@ pub struct PublishedTable {
     pub file: u32,
     /// The columns.
     pub columns: Vec<PublishedColumn>,
-    /// Foreign keys by name, with all that says what they hold. Of a move: those that its rows' tenants are
-    /// found by.
-    pub foreign_keys: Vec<(String, String)>,
+    /// What says whose its rows are, by name: foreign keys with all that they hold, and labels of enums
+    /// ([`PublishedTable::label`]). Of a move: those that its rows' tenants are found by.
+    pub found_by: Vec<(String, String)>,
     /// Whether it is partitioned.
     pub partitioned: bool,
     /// Its partitions at every level: `pg_class.oid`, and all that changes when rows come or go with it without a word in
     /// the stream (row version of its attachment, file, replica identity).
     pub partitions: Vec<(u32, String)>,
+}
+
+/// Between a column and the number of a label: it is in no name.
+const LABEL: char = '\0';
+
+impl PublishedTable {
+    /// The name, in [`PublishedTable::found_by`], of the label with this number of the enum that `column` holds.
+    pub fn label(column: &str, number: u32) -> String {
+        format!("{column}{LABEL}{number}")
+    }
+
+    /// The column whose label has this name there; `None`: it is a foreign key's.
+    pub fn column_of(name: &str) -> Option<&str> {
+        name.split_once(LABEL).map(|(column, _)| column)
+    }
 }
 
 /// When the tables were first seen as they are published: whoever was open then has ended once a snapshot's
@@ -272,11 +287,17 @@ impl Published {
             if let Some(column) = replaced {
                 return Some((format!("{object}.{}", column.name), "the column was dropped and added again"));
             }
-            if was.foreign_keys.iter().any(|key| !is.foreign_keys.contains(key)) {
-                return Some((
-                    object,
-                    "the foreign key by which its rows' tenants are found was dropped, changed or disabled",
-                ));
+            if let Some((name, _)) = was.found_by.iter().find(|known| !is.found_by.contains(known)) {
+                return Some(match PublishedTable::column_of(name) {
+                    Some(column) => (
+                        format!("{object}.{column}"),
+                        "a label of the enum by which its rows' tenants are found was renamed, or its type changed",
+                    ),
+                    None => (
+                        object,
+                        "the foreign key by which its rows' tenants are found was dropped, changed or disabled",
+                    ),
+                });
             }
             // VACUUM FULL rewrites too, but leaves the columns alone.
             if is.file != was.file && is.columns != was.columns {
@@ -342,13 +363,15 @@ mod tests {
     #[test]
     fn whatever_may_have_kept_changes_from_the_stream_is_a_change() {
         let column = |name: &str, number, version| PublishedColumn { name: name.into(), number, version };
-        let keys = vec![("k".to_owned(), "FOREIGN KEY (a)".to_owned())];
+        let key = ("k".to_owned(), "FOREIGN KEY (a)".to_owned());
+        let label = |label: &str| (PublishedTable::label("a", 77), label.to_owned());
+        let found_by = vec![key.clone(), label("old")];
         let table = PublishedTable {
             oid: 5,
             member: 6,
             file: 7,
             columns: vec![column("a", 1, 9)],
-            foreign_keys: keys,
+            found_by,
             partitioned: false,
             partitions: Vec::new(),
         };
@@ -371,7 +394,8 @@ mod tests {
             (published(1, "other", table.clone()), "renamed"),
             (published(1, "t", PublishedTable { oid: 8, ..table.clone() }), "another table"),
             (published(1, "t", PublishedTable { member: 8, ..table.clone() }), "added again"),
-            (published(1, "t", PublishedTable { foreign_keys: Vec::new(), ..table.clone() }), "foreign key"),
+            (published(1, "t", PublishedTable { found_by: vec![label("old")], ..table.clone() }), "foreign key"),
+            (published(1, "t", PublishedTable { found_by: vec![key, label("new")], ..table.clone() }), "label"),
             (published(1, "t", PublishedTable { columns: vec![column("a", 2, 9)], ..table.clone() }), "dropped"),
             (published(1, "t", PublishedTable { file: 8, columns: added, ..table.clone() }), "rewritten"),
             (published(1, "t", PublishedTable { file: 8, columns: vec![column("a", 1, 10)], ..table }), "rewritten"),

@@ -51,8 +51,8 @@ impl<'de> Deserialize<'de> for MoveId {
     }
 }
 
-/// The types a tenant key may have. Their bytes on the wire are compared as they are, so each must
-/// have exactly one binary form per value.
+/// The types a tenant key may have, or a domain over one of them. Values are equal when [`KeyType::compared`] of their
+/// bytes on the wire is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyType {
     /// `smallint`
@@ -65,7 +65,15 @@ pub enum KeyType {
     Uuid,
     /// `text` and `character varying`
     Text,
+    /// `character`, of any length: blanks at the end say nothing
+    Char,
+    /// An enum: on the wire its label
+    Enum,
 }
+
+/// All of them, for people.
+pub const KEY_TYPES: &str = "smallint, integer, bigint, uuid, text, varchar, char or a domain over one of them, or an enum \
+                             (text under a nondeterministic collation is not)";
 
 /// The text cannot be a key of that type.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -76,7 +84,8 @@ pub struct BadKey {
 }
 
 impl KeyType {
-    /// The key type behind a `pg_type.oid`; `None` for types that cannot be a tenant key yet.
+    /// The key type behind the `pg_type.oid` of a type that comes with PostgreSQL; `None` for the others, of which the
+    /// catalogs have to be asked.
     pub fn from_oid(oid: u32) -> Option<KeyType> {
         match oid {
             21 => Some(KeyType::Int2),
@@ -84,6 +93,7 @@ impl KeyType {
             20 => Some(KeyType::Int8),
             2950 => Some(KeyType::Uuid),
             25 | 1043 => Some(KeyType::Text),
+            1042 => Some(KeyType::Char),
             _ => None,
         }
     }
@@ -96,6 +106,8 @@ impl KeyType {
             KeyType::Int8 => "bigint",
             KeyType::Uuid => "uuid",
             KeyType::Text => "text",
+            KeyType::Char => "character",
+            KeyType::Enum => "an enum",
         }
     }
 
@@ -111,9 +123,13 @@ impl KeyType {
                 let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
                 [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
             }
-            KeyType::Text if tenant.is_empty() || tenant.contains('\0') => return Err(bad()),
-            KeyType::Text => tenant.to_owned(),
+            KeyType::Text | KeyType::Char | KeyType::Enum if tenant.contains('\0') => return Err(bad()),
+            KeyType::Text | KeyType::Enum => tenant.to_owned(),
+            KeyType::Char => tenant.trim_end_matches(' ').to_owned(),
         };
+        if text.is_empty() {
+            return Err(bad());
+        }
         Ok(TenantId(text))
     }
 
@@ -130,8 +146,16 @@ impl KeyType {
             KeyType::Int4 => text.parse::<i32>().ok()?.to_be_bytes().to_vec(),
             KeyType::Int8 => text.parse::<i64>().ok()?.to_be_bytes().to_vec(),
             KeyType::Uuid => parse_uuid(text)?.to_vec(),
-            KeyType::Text => text.as_bytes().to_vec(),
+            KeyType::Text | KeyType::Char | KeyType::Enum => self.compared(text.as_bytes()).to_vec(),
         })
+    }
+
+    /// What of a value's binary form is compared: all of it, of a `character` without the blanks that fill it up.
+    pub fn compared(self, bytes: &[u8]) -> &[u8] {
+        match self {
+            KeyType::Char => &bytes[..bytes.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1)],
+            _ => bytes,
+        }
     }
 }
 
@@ -160,17 +184,33 @@ mod tests {
         let uuid = KeyType::Uuid.canonical("550E8400E29B41D4A716446655440000").unwrap();
         assert_eq!(uuid.0, "550e8400-e29b-41d4-a716-446655440000");
         assert_eq!(KeyType::Uuid.encode(&uuid).unwrap()[..2], [0x55, 0x0e]);
-        for (kind, text) in
-            [(KeyType::Int4, "7; DROP"), (KeyType::Int2, "40000"), (KeyType::Uuid, "7"), (KeyType::Text, "")]
-        {
+        for (kind, text) in [
+            (KeyType::Int4, "7; DROP"),
+            (KeyType::Int2, "40000"),
+            (KeyType::Uuid, "7"),
+            (KeyType::Text, ""),
+            (KeyType::Char, "  "),
+        ] {
             assert!(kind.canonical(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn blanks_at_the_end_of_a_char_say_nothing() {
+        let tenant = KeyType::Char.canonical(" ab  ").unwrap();
+        assert_eq!(tenant.0, " ab");
+        for form in [" ab", " ab  "] {
+            assert_eq!(KeyType::Char.compared(form.as_bytes()), KeyType::Char.encode(&tenant).unwrap());
+        }
+        assert_eq!(KeyType::Char.compared(b"ab\t "), b"ab\t");
+        assert_eq!(KeyType::Text.compared(b"ab "), b"ab ");
     }
 
     proptest! {
         #[test]
         fn canonical_never_panics_and_is_stable(text in ".*") {
-            for kind in [KeyType::Int2, KeyType::Int4, KeyType::Int8, KeyType::Uuid, KeyType::Text] {
+            use KeyType::{Char, Enum, Int2, Int4, Int8, Text, Uuid};
+            for kind in [Int2, Int4, Int8, Uuid, Text, Char, Enum] {
                 if let Ok(tenant) = kind.canonical(&text) {
                     prop_assert_eq!(kind.canonical(&tenant.0), Ok(tenant.clone()));
                     prop_assert!(kind.encode(&tenant).is_ok());

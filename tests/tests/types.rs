@@ -3,6 +3,7 @@
 //! on both sides at the end.
 
 mod change;
+mod keys;
 mod random;
 
 use std::path::PathBuf;
@@ -45,7 +46,10 @@ struct Types {
 
 impl Types {
     async fn make(texts: bool, families: &str, extra: &str) -> Result<Types> {
-        let scene = Scene::empty(Default::default(), Default::default()).await?;
+        Types::make_in(Scene::empty(Default::default(), Default::default()).await?, texts, families, extra).await
+    }
+
+    async fn make_in(scene: Scene, texts: bool, families: &str, extra: &str) -> Result<Types> {
         let source = scene.source_client().await?;
         for extension in ["hstore", "citext"] {
             if let Err(error) = source.batch_execute(&format!("CREATE EXTENSION {extension}")).await {
@@ -134,6 +138,21 @@ async fn every_type_arrives_in_a_binary_stream() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_type_arrives_in_a_stream_of_text() -> Result<()> {
     Types::make(true, "true", "").await?.hold().await
+}
+
+/// Both on the other versions than the one that is usually installed.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs PostgreSQL 14 to 18: make campaign"]
+async fn every_type_arrives_on_every_version() -> Result<()> {
+    for major in [14, 16, 17, 18] {
+        for texts in [false, true] {
+            let held =
+                async { Types::make_in(Scene::between(major, major).await?, texts, "true", "").await?.hold().await };
+            held.await.with_context(|| format!("on PostgreSQL {major}"))?;
+            println!("PostgreSQL {major}, binary={}", !texts);
+        }
+    }
+    Ok(())
 }
 
 /// What database and role are set to, on both sides, changes no value and ends no statement.

@@ -78,6 +78,10 @@ pub struct Column {
     pub type_sql: String,
     /// The type as a cast spells it: schema and name, quoted, without length.
     pub type_name: String,
+    /// The type below its domains, spelled like that.
+    pub base_name: String,
+    /// As a key, where it can be one: under a nondeterministic collation equal values have different bytes.
+    pub key: Option<KeyType>,
     /// `pg_type.typcategory`; `A` is an array, which `unnest` would flatten.
     pub category: String,
     /// Whether the type comes with PostgreSQL (and not from an extension or a user).
@@ -168,7 +172,7 @@ impl Table {
 
     /// The type of the tenant key `column`, where it is one that can be routed by.
     pub fn key_type(&self, column: &str) -> Option<KeyType> {
-        self.column(column).and_then(|column| KeyType::from_oid(column.type_oid))
+        self.column(column).and_then(|column| column.key)
     }
 }
 
@@ -256,7 +260,8 @@ SELECT a.attrelid, a.attname::text, t.oid, t.typarray, format_type(t.oid, a.attt
        CASE WHEN a.attcollation <> t.typcollation THEN
             (SELECT quote_ident(cn.nspname) || '.' || quote_ident(c.collname) FROM pg_collation c
                JOIN pg_namespace cn ON cn.oid = c.collnamespace WHERE c.oid = a.attcollation) END,
-       own.schema, own.name, own.options, a.attnum, a.atttypmod
+       own.schema, own.name, own.options, a.attnum, a.atttypmod,
+       NOT EXISTS (SELECT FROM pg_collation c WHERE c.oid = a.attcollation AND NOT c.collisdeterministic)
   FROM pg_attribute a
   JOIN pg_type t ON t.oid = a.atttypid
   JOIN pg_namespace tn ON tn.oid = t.typnamespace
@@ -281,16 +286,21 @@ SELECT a.attrelid, a.attname::text, t.oid, t.typarray, format_type(t.oid, a.attt
 async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Column>>> {
     let mut columns: HashMap<u32, Vec<Column>> = HashMap::new();
     let rows = client.query(COLUMNS, &[&oids]).await.doing("list columns")?;
-    let text_only = types::text_only(client, &rows.iter().map(|row| row.get(2)).collect::<Vec<u32>>()).await?;
+    let all: Vec<u32> = rows.iter().map(|row| row.get(2)).collect();
+    let (text_only, bases) = (types::text_only(client, &all).await?, types::bases(client, &all).await?);
     for row in rows {
         let owner = row.get::<_, Option<String>>(15).zip(row.get::<_, Option<String>>(16));
         let (type_schema, type_name): (String, String) = (row.get(5), row.get(6));
+        let type_name = format!("{}.{}", quote::ident(&type_schema), quote::ident(&type_name));
+        let base = bases.get(&row.get(2));
         columns.entry(row.get(0)).or_default().push(Column {
             name: row.get(1),
             type_oid: row.get(2),
             array_oid: row.get(3),
             type_sql: row.get(4),
-            type_name: format!("{}.{}", quote::ident(&type_schema), quote::ident(&type_name)),
+            base_name: base.map_or_else(|| type_name.clone(), |base| base.name.clone()),
+            key: base.and_then(|base| base.key).filter(|_| row.get(20)),
+            type_name,
             category: row.get(7),
             built_in: row.get(8),
             text_only: text_only.contains(&row.get(2)),

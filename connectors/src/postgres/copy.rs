@@ -4,6 +4,7 @@
 
 use bytes::{Buf, Bytes};
 use futures_util::{SinkExt, StreamExt, pin_mut};
+use schemas::tenant::KeyType;
 use schemas::{Lsn, MoveId, Snapshot, TableName};
 use tokio_postgres::{Client, Transaction};
 
@@ -212,8 +213,8 @@ fn strip_header(message: Bytes) -> std::result::Result<Bytes, &'static str> {
     }
 }
 
-/// The values of `columns` in every row of a table, where none is NULL: as the wire carries one of them, or several
-/// with their lengths.
+/// The values of `columns` in every row of a table, where none is NULL, in the form in which keys are compared: one of
+/// them, or several with their lengths.
 pub async fn keys(
     client: &Client,
     table: &TableName,
@@ -221,33 +222,42 @@ pub async fn keys(
 ) -> Result<impl futures_util::Stream<Item = Result<Bytes>> + use<>> {
     let doing = format!("read the keys of {table}");
     let names = quote::idents(columns.iter().map(String::as_str));
-    let out = format!("COPY (SELECT {names} FROM {}) TO STDOUT (FORMAT binary)", quote::table(table));
+    let select = format!("SELECT {names} FROM {}", quote::table(table));
+    // A description names the types below domains.
+    let described = client.prepare(&select).await.doing(&*doing)?;
+    let kinds = described.columns().iter().map(|column| KeyType::from_oid(column.type_().oid()));
+    let kinds: Vec<Option<KeyType>> = kinds.collect();
+    let out = format!("COPY ({select}) TO STDOUT (FORMAT binary)");
     let rows = client.copy_out(&out).await.doing(&*doing)?;
     let mut first = true;
     Ok(rows.filter_map(move |row| {
         let begins = std::mem::take(&mut first);
         let key = row.doing(&*doing).and_then(|row| {
             let row = if begins { strip_header(row) } else { Ok(row) };
-            row.and_then(key).map_err(|why| Error::protocol(&*doing, why))
+            row.and_then(|row| key(row, &kinds)).map_err(|why| Error::protocol(&*doing, why))
         });
         std::future::ready(key.transpose())
     }))
 }
 
 /// The key in one row of COPY BINARY; `None` at the end mark, and where a column is NULL.
-fn key(mut row: Bytes) -> std::result::Result<Option<Bytes>, &'static str> {
+fn key(mut row: Bytes, kinds: &[Option<KeyType>]) -> std::result::Result<Option<Bytes>, &'static str> {
     const SHORT: &str = "a row ends too early";
     if row == TRAILER {
         return Ok(None);
     }
-    let columns = row.try_get_i16().map_err(|_| SHORT)?;
-    let mut values = Vec::new();
-    for _ in 0..columns {
+    row.try_get_i16().map_err(|_| SHORT)?;
+    let mut values = Vec::with_capacity(kinds.len());
+    for kind in kinds {
         let Ok(length) = usize::try_from(row.try_get_i32().map_err(|_| SHORT)?) else { return Ok(None) };
         if row.len() < length {
             return Err(SHORT);
         }
-        values.push(row.split_to(length));
+        let value = row.split_to(length);
+        values.push(match kind {
+            Some(kind) => value.slice_ref(kind.compared(&value)),
+            None => value,
+        });
     }
     Ok(Some(key_bytes(values.iter().map(Bytes::as_ref)).into()))
 }

@@ -1,10 +1,11 @@
 //! Which tables move and how their rows' tenants are found: every table has a policy, or is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use schemas::config::{NullTenant, TablePolicy, Tenancy};
+use schemas::record::PublishedTable;
 use schemas::status::{Finding, Severity};
-use schemas::tenant::KeyType;
+use schemas::tenant::{KEY_TYPES, KeyType};
 use schemas::{TableName, TablePath, TenantId};
 use tokio_postgres::Client;
 
@@ -70,6 +71,13 @@ impl Owned {
         columns
     }
 
+    /// The types of those columns as keys, by number.
+    pub fn key_types(&self) -> HashMap<u32, KeyType> {
+        let columns = self.identity_columns();
+        let types = columns.iter().filter_map(|name| self.table.column(name));
+        types.filter_map(|column| Some((column.type_oid, column.key?))).collect()
+    }
+
     /// The type of the tenant's key at the end of the path.
     pub fn key_type(&self) -> Option<KeyType> {
         match &self.path {
@@ -79,9 +87,12 @@ impl Owned {
         }
     }
 
-    /// Whether its rows' tenant is found by this foreign key.
-    pub fn is_by(&self, foreign_key: &str) -> bool {
-        matches!(&self.path, Path::Via(via) if via.key.name == foreign_key)
+    /// Whether what has this name in [`PublishedTable::found_by`] says whose its rows are.
+    pub fn is_by(&self, name: &str) -> bool {
+        match PublishedTable::column_of(name) {
+            Some(column) => self.identity_columns().iter().any(|own| own == column),
+            None => matches!(&self.path, Path::Via(via) if via.key.name == name),
+        }
     }
 
     /// The table at the end of the path.
@@ -116,7 +127,7 @@ impl Owned {
     pub fn filter(&self, tenant: &TenantId) -> String {
         match &self.path {
             Path::Key { column, .. } => {
-                let kind = self.table.column(column).map_or("text", |column| column.type_name.as_str());
+                let kind = self.table.column(column).map_or("text", |column| column.base_name.as_str());
                 format!("{} = {}::{kind}", ident(column), literal(&tenant.0))
             }
             Path::Via(via) => {
@@ -278,7 +289,7 @@ pub(super) fn step(table: &Table, columns: &[String], known: &[Owned]) -> std::r
             (Some(kind), Some(other)) if kind == other => kinds.push(kind),
             _ => {
                 let cause = format!(
-                    "via: \"{from}\" is {}, {}.\"{to}\" is {}; both must be the same, one of smallint, integer, bigint, uuid, text and varchar",
+                    "via: \"{from}\" is {}, {}.\"{to}\" is {}; both must be the same: {KEY_TYPES}",
                     type_of(table, from),
                     key.parent,
                     type_of(&parent.table, to)
@@ -338,11 +349,8 @@ fn obstacles(table: &Table, key: &str) -> Vec<Finding> {
                 format!("name its key column with {{key: …}},{via} say {{reference: true}} if it is every tenant's,");
             return vec![in_the_way(table, cause, &remedy)];
         }
-        Some(column) if KeyType::from_oid(column.type_oid).is_none() => {
-            let cause = format!(
-                "its key \"{key}\" has type {}; smallint, integer, bigint, uuid, text and varchar are supported",
-                column.type_sql
-            );
+        Some(column) if column.key.is_none() => {
+            let cause = format!("its key \"{key}\" has type {}; a key can be {KEY_TYPES}", column.type_sql);
             vec![in_the_way(table, cause, "use a key of such a type,")]
         }
         Some(_) => Vec::new(),

@@ -164,11 +164,17 @@ pub async fn published(client: &Client, name: &str, tables: &[TableName]) -> Res
             member: row.get(4),
             file: row.get(5),
             columns: columns.collect(),
-            foreign_keys: keys.into_iter().zip(definitions).collect(),
+            found_by: keys.into_iter().zip(definitions).collect(),
             partitions: row.get::<_, Vec<String>>(11).iter().filter_map(|part| partition(part)).collect(),
             partitioned: row.get(12),
         };
         published.tables.push((TableName::new(schema, row.get::<_, String>(2)), table));
+    }
+    let oids: Vec<u32> = published.tables.iter().map(|(_, table)| table.oid).collect();
+    for row in client.query(LABELS, &[&oids]).await.doing("look at the labels of enums")? {
+        let label = (PublishedTable::label(row.get(1), row.get(2)), row.get(3));
+        let of_table = published.tables.iter_mut().map(|(_, table)| table).find(|table| table.oid == row.get(0));
+        of_table.into_iter().for_each(|table| table.found_by.push(label.clone()));
     }
     Ok(published)
 }
@@ -178,6 +184,11 @@ fn partition(text: &str) -> Option<(u32, String)> {
     let (number, version) = text.split_once(' ')?;
     Some((number.parse().ok()?, version.to_owned()))
 }
+
+/// The labels of the enums in tables' columns.
+const LABELS: &str = "SELECT a.attrelid, a.attname::text, e.oid, e.enumlabel::text
+                        FROM pg_attribute a JOIN pg_enum e ON e.enumtypid = a.atttypid
+                       WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped";
 
 /// The end of the source's log, which the lag is measured from.
 pub async fn wal_end(client: &Client) -> Result<Lsn> {

@@ -76,7 +76,7 @@ fn width(kind: KeyType) -> usize {
         KeyType::Int4 => 4,
         KeyType::Int8 => 8,
         KeyType::Uuid => 16,
-        KeyType::Text => TEXT_BYTES,
+        KeyType::Text | KeyType::Char | KeyType::Enum => TEXT_BYTES,
     }
 }
 

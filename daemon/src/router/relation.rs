@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use connectors::postgres::apply::key_value;
-use connectors::postgres::pgoutput::{Old, Relation, Tuple, Value};
+use connectors::postgres::pgoutput::{Column, Old, Relation, Tuple, Value};
 use schemas::config::NullTenant;
 use schemas::record::Fault;
 use schemas::tenant::KeyType;
@@ -32,6 +32,8 @@ pub(super) struct Routed {
     /// Whether old images carry all that routing takes.
     pub carried: bool,
     pub relation: Relation,
+    /// What its columns are as keys, where they can be.
+    pub kinds: Vec<Option<KeyType>>,
     /// Key bytes, in the wire's binary form, to lane.
     lanes: HashMap<Vec<u8>, MoveId>,
 }
@@ -67,7 +69,10 @@ impl Routed {
         };
         let referred: Vec<_> =
             ownership.of_table(&name).map(|(reference, columns)| (reference, places(columns))).collect();
+        let known = |oid: u32| table.and_then(|(route, _)| route.types.get(&oid).copied());
+        let kind = |column: &Column| KeyType::from_oid(column.type_oid).or_else(|| known(column.type_oid));
         let mut routed = Routed {
+            kinds: relation.columns.iter().map(kind).collect(),
             version,
             description,
             path: path.unwrap_or(Places::Nowhere),
@@ -113,7 +118,7 @@ impl Routed {
 
     fn find_lanes(&mut self, lanes: &BTreeMap<MoveId, LaneEnd>) {
         let kind = match self.path {
-            Places::Key(place) => KeyType::from_oid(self.relation.columns[place].type_oid),
+            Places::Key(place) => self.kinds[place],
             _ => None,
         };
         let (mut unroutable, mut replaced) = (Vec::new(), Vec::new());
@@ -171,7 +176,7 @@ impl Routed {
         let key = match row.get(place).ok_or(NoTenant)? {
             Value::Null => return Ok(self.without_tenant()),
             Value::Unchanged => return Ok(Owner::Unchanged),
-            value => key_value(self.relation.columns[place].type_oid, value).ok_or(NoTenant)?,
+            value => key_value(self.kinds[place], value).ok_or(NoTenant)?,
         };
         Ok(self.lanes.get(key.as_ref()).map_or(Owner::Nobody, |id| Owner::Lane(*id)))
     }

@@ -26,8 +26,8 @@ pub(super) fn whole_row<'a>(relation: &Relation, old: Option<Old<'a>>, new: Tupl
 }
 
 /// A key's value for people; only numbers and uuids are spelled out.
-pub(super) fn shown(type_oid: u32, value: Value<'_>) -> String {
-    match (KeyType::from_oid(type_oid), value) {
+pub(super) fn shown(kind: Option<KeyType>, value: Value<'_>) -> String {
+    match (kind, value) {
         (Some(KeyType::Int2 | KeyType::Int4 | KeyType::Int8), Value::Binary(bytes)) if bytes.len() <= 8 => {
             let negative = bytes.first().is_some_and(|byte| *byte >= 0x80);
             let mut wide = [if negative { 0xFF } else { 0 }; 8];

@@ -45,7 +45,7 @@ impl Router {
 
     /// A change does not say whose the row is: whoever has the table stops, and nobody else.
     pub(super) fn stop_untold(&mut self, routed: &Routed) {
-        let cause = "a change does not carry its tenant: its replica identity was changed";
+        let cause = "a change does not carry its tenant: its replica identity, or the type of a key, was changed";
         let next = "`carveout prepare`, then `carveout cancel` and `carveout move`";
         let fault = Fault::new("schema_changed", routed.name.to_string(), cause, next);
         routed.members.iter().for_each(|id| self.tell(*id, &fault));
@@ -71,9 +71,9 @@ pub(super) fn changed_hands(table: &TableName) -> Fault {
 }
 
 pub(super) fn incomplete(routed: &Routed, new: Tuple<'_>) -> Fault {
-    let key = routed.relation.columns.iter().zip(new.iter()).filter(|(column, _)| column.key);
+    let key = routed.relation.columns.iter().zip(&routed.kinds).zip(new.iter()).filter(|((column, _), _)| column.key);
     let key: Vec<String> =
-        key.map(|(column, value)| format!("{}={}", column.name, shown(column.type_oid, value))).collect();
+        key.map(|((column, kind), value)| format!("{}={}", column.name, shown(*kind, value))).collect();
     Fault::new(
         "toast",
         routed.name.to_string(),

@@ -347,7 +347,7 @@ fn key(routed: &Routed, row: Tuple<'_>, other: Option<Tuple<'_>>, places: &[usiz
     for place in places {
         let value = match value(row, other, *place) {
             Some(Value::Null) => return Key::Null,
-            Some(value) => key_value(routed.relation.columns[*place].type_oid, value),
+            Some(value) => key_value(routed.kinds[*place], value),
             None => None,
         };
         let Some(value) = value else { return Key::Unsent };

@@ -22,6 +22,9 @@ use crate::store::StoreError;
 /// How long `cancel` waits for the target before it answers that it goes on in the background.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(30);
 
+/// The key is an enum, and the tenant is none of its labels (`invalid_text_representation`).
+const NO_LABEL: &str = "22P02";
+
 /// What a move is planned from.
 struct Plan {
     tables: Vec<Owned>,
@@ -253,7 +256,7 @@ impl Supervisor {
         let mut published = slot::published(&source, &config.source.publication, &names).await?;
         for (table, published) in &mut published.tables {
             let owned = policies.owned.iter().find(|owned| &owned.table.name == table);
-            published.foreign_keys.retain(|(name, _)| owned.is_some_and(|owned| owned.is_by(name)));
+            published.found_by.retain(|(name, _)| owned.is_some_and(|owned| owned.is_by(name)));
         }
         let missing = names.iter().find(|name| !published.tables.iter().any(|(table, _)| table == *name));
         // After what is published was read: whoever was open at a change of it has a lower one.
@@ -303,10 +306,15 @@ impl Supervisor {
     }
 }
 
-async fn has_rows(owned: &[Owned], source: &postgres::Client, tenant: &TenantId) -> Result<bool, postgres::Error> {
+async fn has_rows(owned: &[Owned], source: &postgres::Client, tenant: &TenantId) -> Result<bool, Refusal> {
     for owned in owned {
-        if owned.has_tenant(source, tenant).await? {
-            return Ok(true);
+        match owned.has_tenant(source, tenant).await {
+            Ok(false) => {}
+            Ok(true) => return Ok(true),
+            Err(error) if error.sqlstate() == Some(NO_LABEL) => {
+                return Err(no("tenant", &tenant.0, &error.to_string(), "name the tenant by its key's value"));
+            }
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(false)

@@ -73,12 +73,12 @@ fn read(from: &mut Bytes) -> Option<Claim> {
     }
 }
 
-/// A value of a key as the wire's binary form has it, the one in which keys are compared, whatever form it came in;
-/// `None` for NULL, for what was not sent, and for the text of a type that no key has.
-pub fn key_value(type_oid: u32, value: Value<'_>) -> Option<Cow<'_, [u8]>> {
+/// A value of a key in the form in which keys are compared ([`KeyType::compared`]), whatever form it came in;
+/// `None` for NULL, for what was not sent, and where the type is no key's.
+pub fn key_value(kind: Option<KeyType>, value: Value<'_>) -> Option<Cow<'_, [u8]>> {
     match value {
-        Value::Binary(bytes) => Some(Cow::Borrowed(bytes)),
-        Value::Text(text) => KeyType::from_oid(type_oid)?.binary(str::from_utf8(text).ok()?).map(Cow::Owned),
+        Value::Binary(bytes) => Some(Cow::Borrowed(kind?.compared(bytes))),
+        Value::Text(text) => kind?.binary(str::from_utf8(text).ok()?).map(Cow::Owned),
         Value::Null | Value::Unchanged => None,
     }
 }
@@ -112,20 +112,21 @@ mod tests {
         fn a_key_is_the_same_in_both_forms(small: i16, number: i32, large: i64, uuid: [u8; 16], text: String) {
             let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
             let dashed = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-");
-            for (oid, text, binary) in [
-                (21, small.to_string(), small.to_be_bytes().to_vec()),
-                (23, number.to_string(), number.to_be_bytes().to_vec()),
-                (20, large.to_string(), large.to_be_bytes().to_vec()),
-                (2950, dashed, uuid.to_vec()),
-                (25, text.clone(), text.clone().into_bytes()),
-                (1043, text.clone(), text.into_bytes()),
+            for (kind, text, binary) in [
+                (KeyType::Int2, small.to_string(), small.to_be_bytes().to_vec()),
+                (KeyType::Int4, number.to_string(), number.to_be_bytes().to_vec()),
+                (KeyType::Int8, large.to_string(), large.to_be_bytes().to_vec()),
+                (KeyType::Uuid, dashed, uuid.to_vec()),
+                (KeyType::Text, text.clone(), text.clone().into_bytes()),
+                (KeyType::Enum, text.clone(), text.clone().into_bytes()),
+                (KeyType::Char, text.clone(), format!("{text}   ").into_bytes()),
             ] {
-                let as_text = key_value(oid, Value::Text(text.as_bytes()));
+                let as_text = key_value(Some(kind), Value::Text(text.as_bytes()));
                 prop_assert!(as_text.is_some());
-                prop_assert_eq!(as_text, key_value(oid, Value::Binary(&binary)));
+                prop_assert_eq!(as_text, key_value(Some(kind), Value::Binary(&binary)));
             }
-            // Of a type that no key has, a text cannot be compared.
-            prop_assert!(key_value(1700, Value::Text(b"1")).is_none());
+            // What is no key cannot be compared.
+            prop_assert!(key_value(None, Value::Text(b"1")).is_none() && key_value(None, Value::Binary(b"1")).is_none());
         }
 
         #[test]

@@ -50,6 +50,8 @@ type Known = HashMap<usize, (Form, Bytes)>;
 #[derive(Default)]
 pub(super) struct Hands {
     pub leaving: Vec<(Arc<Mapped>, Known)>,
+    /// What those are called: they are in the target until the group ends.
+    pub left: HashSet<(TableName, Name)>,
     pub arriving: Arriving,
     /// What others refer to and the transaction in hand has touched: whether it was in the target when that began.
     pub began: HashMap<(TableName, Vec<String>, Bytes), bool>,
@@ -74,7 +76,7 @@ pub(super) fn read(written: Vec<Vec<u8>>) -> Name {
 }
 
 fn named<'a>(table: &Mapped, places: impl Iterator<Item = usize>, row: &Row<'a>) -> Name {
-    let value = |(place, value): (usize, &Value<'a>)| match key_value(table.columns[place].type_oid, *value) {
+    let value = |(place, value): (usize, &Value<'a>)| match key_value(table.columns[place].key, *value) {
         Some(key) => (Form::Binary, Bytes::copy_from_slice(&key)),
         None => (form_of(value), Bytes::copy_from_slice(bytes_of(value).unwrap_or_default())),
     };
@@ -109,6 +111,7 @@ pub(super) fn after_name(table: &Mapped, row: &Row<'_>) -> Name {
 impl Hands {
     /// The row leaves; `old` is all of it where the identity is FULL.
     pub fn leave(&mut self, table: &Arc<Mapped>, key: &Row<'_>, old: Option<&Row<'_>>) {
+        self.left.insert((table.source.clone(), named(table, table.name.iter().copied(), &table.name_in(key))));
         let from_key = table.key.iter().copied().zip(key);
         let from_old = old.into_iter().flatten().enumerate();
         let values = from_old
@@ -123,6 +126,11 @@ impl Hands {
         self.leave(table, &table.key_of(new)?, Some(new));
         self.arriving.entry(table.source.clone()).or_default().insert(after_name(table, new));
         Ok(())
+    }
+
+    /// Whether a row of that name left in this group: another one of the name cannot come yet, with what hangs on it.
+    pub fn has_left(&self, table: &Mapped, new: &Row<'_>) -> bool {
+        !self.left.is_empty() && self.left.contains(&(table.source.clone(), after_name(table, new)))
     }
 
     /// A transaction begins.

@@ -143,6 +143,15 @@ fn decide<'a>(
     let (was, is) = (was && had, is && has);
     let carries = !table.referred.is_empty();
     match &change.op {
+        Op::Insert(new) if is && hands.has_left(table, new) => {
+            hands.arrive(table, new)?;
+            Ok(None)
+        }
+        Op::Update { key, old, new } if was && is && hands.has_left(table, new) => {
+            hands.leave(table, key, old.as_ref());
+            hands.arrive(table, new)?;
+            Ok(None)
+        }
         Op::Insert(_) => Ok(is.then(|| change.op.clone())),
         Op::Delete { .. } => Ok(was.then(|| change.op.clone())),
         Op::Update { .. } if was == is => Ok(is.then(|| change.op.clone())),
@@ -211,7 +220,7 @@ fn old_values(table: &Mapped, key: &Row<'_>, old: Option<&Row<'_>>, places: &[us
 }
 
 fn key_of<'a>(table: &Mapped, places: &[usize], value: impl Fn(usize) -> Option<Value<'a>>) -> Option<Bytes> {
-    let value = |place: &usize| key_value(table.columns[*place].type_oid, value(*place)?);
+    let value = |place: &usize| key_value(table.columns[*place].key, value(*place)?);
     let values: Vec<_> = places.iter().map(value).collect::<Option<_>>()?;
     Some(key_bytes(values.iter().map(AsRef::as_ref)).into())
 }

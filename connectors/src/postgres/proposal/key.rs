@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use schemas::TableName;
-use schemas::tenant::KeyType;
+use schemas::tenant::{KEY_TYPES, KeyType};
 
 use crate::postgres::catalog::Table;
 
@@ -62,9 +62,7 @@ pub struct Root {
 #[derive(Debug, thiserror::Error)]
 pub enum NoKey {
     /// The one that was asked for does not exist.
-    #[error(
-        "no table has a column \"{0}\" that can be a tenant key (smallint, integer, bigint, uuid, text or varchar)"
-    )]
+    #[error("no table has a column \"{0}\" that can be a tenant key: {types}", types = KEY_TYPES)]
     Unknown(String),
     /// Nothing looks like one.
     #[error("no column looks like a tenant key: none of a fitting type is shared by several tables")]
@@ -182,7 +180,7 @@ fn groups(tables: &[Table]) -> Vec<Group<'_>> {
     let mut groups: BTreeMap<(String, u8), Group> = BTreeMap::new();
     for table in tables.iter().filter(|table| table.kind == "p" || !table.inherits) {
         for column in &table.columns {
-            let Some(kind) = KeyType::from_oid(column.type_oid) else { continue };
+            let Some(kind) = column.key else { continue };
             let plain = plain(&column.name);
             let group = groups.entry((plain.clone(), kind as u8)).or_insert_with(|| Group {
                 plain,

@@ -25,6 +25,8 @@ fn table(name: &str, columns: &str, foreign_keys: &[&str]) -> Table {
             array_oid: 0,
             type_sql: kind.to_owned(),
             type_name: format!("\"pg_catalog\".\"{kind}\""),
+            base_name: format!("\"pg_catalog\".\"{kind}\""),
+            key: KeyType::from_oid(type_oid),
             category: "N".to_owned(),
             built_in: type_oid != 99_999,
             text_only: false,

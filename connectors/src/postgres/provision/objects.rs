@@ -234,6 +234,12 @@ pub(super) fn word(kind: &str) -> &'static str {
 /// What has to be run in the target so that it has what the source has, where one statement says it.
 fn change(wanted: &Definition, found: &Definition) -> Option<String> {
     let (ours, theirs) = (labels(&wanted.sql)?, labels(&found.sql)?);
+    let renamed: Vec<(&str, &str)> =
+        ours.iter().zip(&theirs).filter(|(our, their)| our != their).map(|(our, their)| (*our, *their)).collect();
+    if ours.len() == theirs.len() && renamed.iter().all(|(our, their)| !theirs.contains(our) && !ours.contains(their)) {
+        let rename = |(our, their): (&str, &str)| format!("ALTER TYPE {} RENAME VALUE {their} TO {our}", wanted.name);
+        return (!renamed.is_empty()).then(|| renamed.into_iter().map(rename).collect::<Vec<_>>().join("; "));
+    }
     let mut added = Vec::new();
     for (place, label) in ours.iter().enumerate().filter(|(_, label)| !theirs.contains(label)) {
         let at = match place.checked_sub(1) {
@@ -294,5 +300,24 @@ mod tests {
         let sql = "CREATE TYPE a.\"b\" AS ENUM ('x, y', 'it''s', '(')";
         assert_eq!(labels(sql).unwrap(), ["'x, y'", "'it''s'", "'('"]);
         assert_eq!(labels("CREATE TYPE a AS (b integer)"), None);
+    }
+
+    #[test]
+    fn what_an_enum_lacks_is_added_or_renamed() {
+        let of = |labels: &str| Definition {
+            class: 0,
+            oid: 0,
+            kind: "type".to_owned(),
+            name: "a.b".to_owned(),
+            sql: format!("CREATE TYPE a.b AS ENUM ({labels})"),
+            owner: String::new(),
+            comment: None,
+            definer: false,
+        };
+        let change = |wanted, found| change(&of(wanted), &of(found));
+        assert_eq!(change("'x', 'y'", "'x'").unwrap(), "ALTER TYPE a.b ADD VALUE 'y' AFTER 'x'");
+        assert_eq!(change("'x', 'z'", "'x', 'y'").unwrap(), "ALTER TYPE a.b RENAME VALUE 'y' TO 'z'");
+        // In another order nothing says it.
+        assert_eq!(change("'x', 'y'", "'y', 'x'"), None);
     }
 }
