@@ -51,8 +51,6 @@ pub struct LaneEnd {
     pub tenant: TenantId,
     /// The tables that move, by number, with the names they had when that was planned.
     pub tables: BTreeMap<u32, TableName>,
-    /// The partitions that it knew when it was opened, by number.
-    pub partitions: BTreeSet<u32>,
     /// The writing end of its spool.
     pub spool: SpoolWriter,
     touched: bool,
@@ -64,7 +62,7 @@ impl LaneEnd {
     /// A lane whose spool is open.
     pub fn new(id: MoveId, tenant: TenantId, published: &Published, spool: SpoolWriter) -> Self {
         let tables = published.tables.iter().map(|(name, table)| (table.oid, name.clone())).collect();
-        LaneEnd { id, tenant, tables, partitions: published.partitions().collect(), spool, touched: false, told: false }
+        LaneEnd { id, tenant, tables, spool, touched: false, told: false }
     }
 
     /// Whether the relation is a table of the move; `None` when it is one by number or by name only.
@@ -444,21 +442,19 @@ impl Router {
     }
 
     /// A partition is described right behind the table that it is a part of, before its first row. Its rows come
-    /// as that table's; lanes that do not know it are told.
-    fn note_partition(&mut self, table: u32, partition: u32) {
+    /// as that table's; every lane looks whether it knows it.
+    fn note_partition(&mut self, table: u32, partition: &Relation) {
         let Some(routed) = self.relations.get(&table).cloned() else { return };
+        // Old rows are written by one's identity and described by the other's: such a partition nobody knows.
+        let number = if partition.identity == routed.relation.identity { partition.id } else { 0 };
         let mut message = Vec::new();
-        pgoutput::encode_partition(table, partition, &mut message);
-        for id in &routed.members {
-            if self.lanes.get(id).is_some_and(|lane| !lane.partitions.contains(&partition)) {
-                self.append(*id, &routed, &[], &message);
-            }
-        }
+        pgoutput::encode_partition(table, number, &mut message);
+        routed.members.iter().for_each(|id| self.append(*id, &routed, &[], &message));
     }
 
     fn learn(&mut self, description: Bytes, relation: Relation) {
         if let Some(table) = self.described.replace(relation.id) {
-            self.note_partition(table, relation.id);
+            self.note_partition(table, &relation);
         }
         if self.relations.get(&relation.id).is_some_and(|known| known.relation == relation) {
             return;

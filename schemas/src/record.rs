@@ -250,6 +250,12 @@ impl Published {
         self.tables.iter().filter(differs).map(|(name, _)| name.clone()).collect()
     }
 
+    /// Nothing is known of the table's partitions any more: whatever there is, is a difference.
+    pub fn forget_partitions(&mut self, table: &TableName) {
+        let of_table = self.tables.iter_mut().filter(|(name, _)| name == table);
+        of_table.for_each(|(_, table)| table.partitions = vec![(0, String::new())]);
+    }
+
     /// The numbers of all partitions.
     pub fn partitions(&self) -> impl Iterator<Item = u32> {
         self.tables.iter().flat_map(|(_, table)| &table.partitions).map(|(oid, _)| *oid)

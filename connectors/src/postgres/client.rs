@@ -86,7 +86,7 @@ pub async fn connect_with(url: &PgUrl, purpose: &str, settings: &str) -> Result<
 /// Who may not connect to the database is told what lets him.
 fn say_grant(url: &PgUrl, error: Error) -> Error {
     match (&error.cause, url.database()) {
-        (Cause::Server { sqlstate, message }, Some(database)) if sqlstate == "42501" => {
+        (Cause::Server { sqlstate, message, .. }, Some(database)) if sqlstate == "42501" => {
             let sql = format!("GRANT CONNECT ON DATABASE {} TO {}", ident(database), ident(url.role()));
             Error::server(error.doing, sqlstate, &format!("{message}; mend it with {sql}"))
         }

@@ -27,6 +27,8 @@ pub enum Cause {
         sqlstate: String,
         /// The primary message; never DETAIL, which quotes row values.
         message: String,
+        /// Whether it names a constraint.
+        constraint: bool,
     },
     /// The connection could not be made, or ended.
     Connection(String),
@@ -46,7 +48,7 @@ pub enum Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Cause::Server { sqlstate, message } => write!(f, "{message} (SQLSTATE {sqlstate})"),
+            Cause::Server { sqlstate, message, .. } => write!(f, "{message} (SQLSTATE {sqlstate})"),
             Cause::Connection(text)
             | Cause::Login(text)
             | Cause::Protocol(text)
@@ -60,7 +62,8 @@ impl fmt::Display for Cause {
 impl Error {
     /// An error that the server answered with.
     pub fn server(doing: impl Into<String>, sqlstate: &str, message: &str) -> Self {
-        let cause = Cause::Server { sqlstate: sqlstate.to_owned(), message: message.to_owned() };
+        let (sqlstate, message) = (sqlstate.to_owned(), message.to_owned());
+        let cause = Cause::Server { sqlstate, message, constraint: false };
         Error { doing: doing.into(), cause }
     }
 
@@ -122,6 +125,11 @@ impl Error {
         self.is_transient() || self.is_login() || self.sqlstate() == Some("XX000")
     }
 
+    /// Whether a row belongs to a partition that is not there: the only such error that names no constraint.
+    pub fn lacks_partition(&self) -> bool {
+        matches!(&self.cause, Cause::Server { sqlstate, constraint: false, .. } if sqlstate == "23514")
+    }
+
     /// Whether role, password or certificate did not let us in.
     pub fn is_login(&self) -> bool {
         matches!(self.cause, Cause::Login(_)) || matches!(self.sqlstate(), Some("28P01" | "28000"))
@@ -155,7 +163,11 @@ impl<T> Doing<T> for std::result::Result<T, tokio_postgres::Error> {
             Some(db) if matches!(db.code().code(), "22P02" | "22003" | "22007" | "22008") => {
                 Error::server(doing, db.code().code(), &without_values(db.message()))
             }
-            Some(db) => Error::server(doing, db.code().code(), db.message()),
+            Some(db) => {
+                let (sqlstate, message) = (db.code().code().to_owned(), db.message().to_owned());
+                let cause = Cause::Server { sqlstate, message, constraint: db.constraint().is_some() };
+                Error { doing: doing.into(), cause }
+            }
             None if error.is_closed() => Error::connection(doing, "the connection was closed"),
             None => {
                 let mut text = error.to_string();

@@ -1,6 +1,6 @@
 //! Which tables move and how their rows' tenants are found: every table has a policy, or is refused.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use schemas::config::{NullTenant, TablePolicy, Tenancy};
 use schemas::record::PublishedTable;
@@ -370,8 +370,12 @@ pub(super) fn shape_obstacles(table: &Table) -> Vec<Finding> {
         }
         _ => {}
     }
+    let mut names = HashSet::new();
     for partition in &table.partitions {
         let name = &partition.name;
+        if !names.insert(&name.name) {
+            add(format!("another partition than {name} has its name in another schema"), "rename one,");
+        }
         match (partition.kind.as_str(), partition.persistence.as_str(), partition.bound.as_str()) {
             ("f", ..) => {
                 add(format!("its partition {name} is a foreign table, whose changes are not in the log"), "detach it,")

@@ -181,7 +181,7 @@ async fn publication(client: &Client, name: &str, tables: &[TableName], partitio
     });
     let root = (partitioned && !found.via_root).then(|| {
         let sql = format!("ALTER PUBLICATION {} SET (publish_via_partition_root = true)", ident(name));
-        Finding::prepared(&object, "it publishes partitions one by one, not as the tables that they are parts of", sql)
+        Finding::prepared(&object, "it publishes partitions one by one, not as the tables that they are parts of (changing that makes moves under way copy again)", sql)
     });
     Ok(root.into_iter().chain(missing).collect())
 }

@@ -45,7 +45,7 @@ impl Outlook {
     /// A snapshot with what it takes to read the tenant's rows under it; `None` when it does not show yet what the
     /// stream has delivered, or shows other partitions than are known.
     async fn look(&mut self, origin: &Origin, sink: &PostgresSink, known: &Published) -> Result<Option<apply::Origin>> {
-        let (url, again) = (&origin.config.source.url, sink.reads_any_again());
+        let (url, again) = (&origin.config.source.url, !sink.read_again_whole().is_empty());
         self.looked = Some(Instant::now());
         // What is read as a whole is read as it is now.
         self.source.take_if(|(source, _)| again || source.is_closed());
@@ -53,8 +53,15 @@ impl Outlook {
             Some(source) => source,
             none => {
                 let source = client::connect(url, "arrive").await?;
-                let tables = policy::resolve(catalog::tables(&source).await?, &origin.config.tenancy).owned;
-                none.insert((source, tables))
+                let found = policy::resolve(catalog::tables(&source).await?, &origin.config.tenancy);
+                let unfit = |finding: &&schemas::status::Finding| {
+                    let is = |table: &TableName| table.to_string() == finding.object && sink.reads_again(table);
+                    known.tables.iter().any(|(table, _)| is(table))
+                };
+                if let Some(finding) = found.findings.iter().find(unfit) {
+                    return Err(Error::connection(format!("read {} again", finding.object), &finding.cause));
+                }
+                none.insert((source, found.owned))
             }
         };
         let demand = origin.unseen.lock().unwrap_or_else(PoisonError::into_inner).demand();
@@ -70,14 +77,6 @@ impl Outlook {
             }
             for owned in tables.iter_mut().filter(|owned| sink.reads_again(&owned.table.name)) {
                 catalog::take_partitions(&held.client, &mut owned.table).await?;
-                if let Some(partition) = owned.table.partitions.iter().find(|partition| !partition.agrees) {
-                    let why = format!(
-                        "partition {} has another replica identity than the table that it is a part of: a DELETE would \
-                         not name its tenant; `carveout prepare` says what to run",
-                        partition.name
-                    );
-                    return Err(Error::connection("read a partitioned table again", why));
-                }
             }
         }
         let shown = demand.met_by(&held.snapshot);
@@ -172,10 +171,15 @@ impl Lane {
         if !self.stream_passed(from.held.wal_insert_lsn).await {
             return Err(End::Stopped);
         }
+        let looked_for = (self.partitions.known.clone(), sink.read_again_whole());
         let Some(mut left) = self.prefix(reader, &from.held.snapshot)? else { return Ok(lsn) };
         while left > 0 {
             lsn = self.apply(sink, reader, group, left).await?;
             left = left.saturating_sub(group.transactions());
+        }
+        // What these transactions told of partitions, the snapshot was not compared with.
+        if looked_for != (self.partitions.known.clone(), sink.read_again_whole()) {
+            return Ok(lsn);
         }
         let rows = sink.fetch(&from).await?;
         self.plan.spool.set_lacks_rows(false, lsn);

@@ -251,8 +251,9 @@ impl Group {
             return Ok(Weight::Relation);
         }
         if message.first() == Some(&b'T') {
-            // What a copy holds of the partition may be gone again.
-            return Ok(if self.is_applied()? { Weight::Held } else { Weight::Relation });
+            // What a copy holds of the partition may be gone again; and it is not described again.
+            let applied = self.transaction()?.1 < self.checkpoint;
+            return Ok(if applied { Weight::Held } else { Weight::Relation });
         }
         let relation = message.get(1..5).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
         let Some(table) = relation.and_then(|relation| self.relations.get(&relation)) else {

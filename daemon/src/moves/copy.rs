@@ -180,11 +180,21 @@ async fn copy_one(
         }
     })
     .await
-    .map_err(|error| match owned.table.partitioned_by.is_some() && error.is_constraint() {
+    .map_err(|error| match error.lacks_partition() {
         // A partition that came meanwhile: with another snapshot the target gets it too.
         true => Error::connection(format!("copy {}", owned.table.name), error),
         false => error,
     })?;
+    if owned.table.partitioned_by.is_some() {
+        // While `from` reads, none can go; one that came may have been read too.
+        let names = std::slice::from_ref(&owned.table.name);
+        let asking = client::connect(url, &format!("copy {}", record.id)).await?;
+        let now = slot::published(&asking, &context.config.source.publication, names).await?;
+        if !moving.record().published.repartitioned(&now).is_empty() {
+            moving.update(&context.store, |record| record.published.forget_partitions(&owned.table.name))?;
+        }
+    }
+    drop(from);
     tracing::info!(id = %record.id, table = %owned.table.name, rows, "table copied");
     Ok(())
 }

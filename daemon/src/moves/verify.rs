@@ -6,9 +6,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use connectors::postgres::checksum::{Side, compare};
+use connectors::postgres::policy::Owned;
 use connectors::postgres::snapshot::{self, HeldSnapshot};
-use connectors::postgres::{Doing, client, slot};
+use connectors::postgres::{Client, Doing, client, slot};
 use schemas::Phase;
+use schemas::config::Target;
 use schemas::record::Fault;
 use schemas::status::VerifyReport;
 use tokio::sync::{mpsc, oneshot};
@@ -59,34 +61,64 @@ pub async fn verify(context: &Context, moving: &Moving) -> Result<VerifyReport, 
     let target = context.target(&record)?;
     let tables = context.tables(&record.tables).await?;
     let began = Instant::now();
-    let (source, client) = loop {
-        if let Some(both) = stand(context, moving, &target.url).await? {
-            break both;
+    let report = loop {
+        if let Some((source, client)) = stand(context, moving, &target.url).await?
+            && let Some(report) = compare_all(context, moving, &target, &tables, &source, &client).await?
+        {
+            break report;
         }
         if began.elapsed() > PATIENCE {
             return Err(refuse(
                 "no position was found at which both sides can be read",
-                "try again when the tenant is less busy, or see whether the target keeps up",
+                "try again when the tenant is less busy and no partitions come or go, or see whether the target keeps up",
             ));
         }
         tokio::time::sleep(PAUSE).await;
     };
-    let plan = moving.sink_plan(&target, 0);
-    let mut report =
-        VerifyReport { tenant: record.tenant.clone(), lsn: source.wal_insert_lsn, equal: true, tables: Vec::new() };
-    for owned in &tables {
-        let left =
-            Side { client: &source.client, table: owned.table.name.clone(), filter: owned.filter(&record.tenant) };
-        // No filter on this side: a row that does not belong here is a difference.
-        let right = Side { client: &client, table: plan.target_name(&owned.table.name), filter: "true".to_owned() };
-        let table = compare(&left, &right, &owned.table).await?;
-        report.equal &= table.differences == 0;
-        report.tables.push(table);
-    }
     *super::lock(&moving.differences) = Some(report.tables.iter().map(|table| table.differences).sum());
     moving.update(&context.store, |record| record.verified_at = report.equal.then_some(report.lsn))?;
     tracing::info!(id = %record.id, tenant = %record.tenant, equal = report.equal, at = %report.lsn, "verified");
     Ok(report)
+}
+
+/// Compares the tables; `None` when partitions came or went meanwhile: neither side shows them as they were.
+async fn compare_all(
+    context: &Context,
+    moving: &Moving,
+    target: &Target,
+    tables: &[Owned],
+    source: &HeldSnapshot,
+    client: &Client,
+) -> Result<Option<VerifyReport>, StepError> {
+    let record = moving.record();
+    let plan = moving.sink_plan(target, 0);
+    let mut report =
+        VerifyReport { tenant: record.tenant.clone(), lsn: source.wal_insert_lsn, equal: true, tables: Vec::new() };
+    for owned in tables {
+        let left =
+            Side { client: &source.client, table: owned.table.name.clone(), filter: owned.filter(&record.tenant) };
+        // No filter on this side: a row that does not belong here is a difference.
+        let right = Side { client, table: plan.target_name(&owned.table.name), filter: "true".to_owned() };
+        let table = compare(&left, &right, &owned.table).await?;
+        report.equal &= table.differences == 0;
+        report.tables.push(table);
+    }
+    let asking = client::connect(&context.config.source.url, "verify").await?;
+    let read_again = moving.spool().is_some_and(|link| link.state.lacks_rows());
+    let same = !read_again
+        && moving.record().published == record.published
+        && same_partitions(context, moving, &asking).await?;
+    Ok(same.then_some(report))
+}
+
+/// Whether the source's partitions, as `client` sees them, are those that the move knows.
+async fn same_partitions(context: &Context, moving: &Moving, client: &Client) -> Result<bool, StepError> {
+    let record = moving.record();
+    if !record.published.is_partitioned() {
+        return Ok(true);
+    }
+    let now = slot::published(client, &context.config.source.publication, &record.tables).await?;
+    Ok(record.published.repartitioned(&now).is_empty())
 }
 
 /// Brings both sides to one position; `None` when this snapshot was none at which the lane can stand.
@@ -94,7 +126,7 @@ async fn stand(
     context: &Context,
     moving: &Moving,
     target: &schemas::url::PgUrl,
-) -> Result<Option<(HeldSnapshot, connectors::postgres::Client)>, StepError> {
+) -> Result<Option<(HeldSnapshot, Client)>, StepError> {
     let id = moving.record().id;
     let lost =
         || StepError::Fault(Fault::new("not_ready", id.to_string(), "its lane is not running", "carveout status"));
@@ -122,13 +154,8 @@ async fn stand(
     commands.send(advance).await.map_err(|_| lost())?;
     let Ok(Ok(true)) = tokio::time::timeout(PATIENCE, stands).await else { return Ok(None) };
     // Partitions that came or went since are not in the target yet.
-    let published = moving.record().published;
-    if published.is_partitioned() {
-        let tables = moving.record().tables;
-        let now = slot::published(&source.client, &context.config.source.publication, &tables).await?;
-        if !published.repartitioned(&now).is_empty() {
-            return Ok(None);
-        }
+    if !same_partitions(context, moving, &source.client).await? {
+        return Ok(None);
     }
     let client = client::connect(target, "verify").await?;
     client

@@ -27,9 +27,9 @@ impl PostgresSink {
         awaited(&self.arriving, table)
     }
 
-    /// Whether any table is.
-    pub fn reads_any_again(&self) -> bool {
-        self.arriving.values().any(|names| names.contains(&ALL))
+    /// The tables that are.
+    pub fn read_again_whole(&self) -> BTreeSet<TableName> {
+        self.arriving.iter().filter(|(_, names)| names.contains(&ALL)).map(|(table, _)| table.clone()).collect()
     }
 
     /// The tables are read again, as rows that arrive are: from here on what happens to them is passed over.
@@ -84,6 +84,6 @@ pub(super) async fn fetch(
     let rows = copy::pour(&from.held.client, session.client, &owned.table, &filter, target).await;
     // A partition came in this moment: it is made when this is tried again.
     rows.map_err(
-        |error| if error.is_constraint() { Error::connection(format!("read {source} again"), error) } else { error },
+        |error| if error.lacks_partition() { Error::connection(format!("read {source} again"), error) } else { error },
     )
 }

@@ -31,16 +31,16 @@ pub struct Partition {
 }
 
 const PARTITIONS: &str = "\
-WITH RECURSIVE tree(root, id, parent, depth) AS (
-  SELECT c.oid, i.inhrelid, i.inhparent, 1 FROM pg_class c JOIN pg_inherits i ON i.inhparent = c.oid
+WITH RECURSIVE tree(root, id, parent, pending, depth) AS (
+  SELECT c.oid, i.inhrelid, i.inhparent, i.inhdetachpending, 1 FROM pg_class c JOIN pg_inherits i ON i.inhparent = c.oid
    WHERE c.oid = ANY ($1) AND c.relkind = 'p'
   UNION ALL
-  SELECT t.root, i.inhrelid, i.inhparent, t.depth + 1 FROM tree t JOIN pg_inherits i ON i.inhparent = t.id),
+  SELECT t.root, i.inhrelid, i.inhparent, i.inhdetachpending, t.depth + 1 FROM tree t JOIN pg_inherits i ON i.inhparent = t.id),
 identity(table_id, index_id, part_of) AS (
   SELECT x.indrelid, x.indexrelid, (SELECT inhparent FROM pg_inherits WHERE inhrelid = x.indexrelid)
     FROM pg_index x WHERE x.indisreplident)
 SELECT t.root, n.nspname::text, c.relname::text, pn.nspname::text, p.relname::text,
-       coalesce(pg_get_expr(c.relpartbound, c.oid), ''), CASE WHEN c.relkind = 'p' THEN pg_get_partkeydef(c.oid) END,
+       CASE WHEN t.pending THEN '' ELSE coalesce(pg_get_expr(c.relpartbound, c.oid), '') END, CASE WHEN c.relkind = 'p' THEN pg_get_partkeydef(c.oid) END,
        c.relkind::text, c.relpersistence::text, c.relreplident::text,
        c.relreplident = r.relreplident AND (c.relreplident <> 'i' OR EXISTS (
          SELECT FROM identity own JOIN identity above ON above.index_id = own.part_of
@@ -51,19 +51,26 @@ SELECT t.root, n.nspname::text, c.relname::text, pn.nspname::text, p.relname::te
   JOIN pg_class r ON r.oid = t.root
  ORDER BY t.root, t.depth, n.nspname, c.relname";
 
-/// Gives a table the partitions that `client` sees in its snapshot.
+/// Gives a table the partitions that `client` sees in its snapshot; an error that may pass, where one is not fit to be
+/// read.
 pub async fn take_partitions(client: &Client, table: &mut Table) -> Result<()> {
     if table.partitioned_by.is_none() {
         return Ok(());
     }
     table.partitions = read(client, &[table.oid]).await?.remove(&table.oid).unwrap_or_default();
-    match table.partitions.iter().find(|partition| partition.bound.is_empty()) {
-        None => Ok(()),
-        Some(gone) => {
-            let doing = format!("read the partitions of {}", table.name);
-            Err(Error::connection(doing, format!("{} is being detached", gone.name)))
+    let unfit = |partition: &&Partition| partition.bound.is_empty() || !partition.agrees;
+    let Some(partition) = table.partitions.iter().find(unfit) else { return Ok(()) };
+    let why = match partition.bound.is_empty() {
+        true => "is being detached",
+        false => {
+            "has another replica identity than the table that it is a part of: a DELETE would not name its tenant; \
+             `carveout prepare` says what to run"
         }
-    }
+    };
+    Err(Error::connection(
+        format!("read the partitions of {}", table.name),
+        format!("partition {} {why}", partition.name),
+    ))
 }
 
 /// The partitions of the table of that name, as [`Table::partitions`].
