@@ -189,6 +189,66 @@ async fn partitions_that_cannot_be_followed_are_named() -> Result<()> {
     daemon.assert_no_errors(&[])
 }
 
+/// What comes while a tenant is copied, and is not fit, is waited for; a partition that was known, went, and comes back
+/// for a moment with rows takes them along again.
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_come_for_a_moment_leave_nothing_behind() -> Result<()> {
+    let desk = Desk::open().await?;
+    desk.sql(
+        "CREATE TABLE days (bid integer NOT NULL, id bigint, at integer, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+         CREATE TABLE days_1 PARTITION OF days FOR VALUES FROM (0) TO (10);
+         CREATE TABLE rest PARTITION OF days DEFAULT;
+         INSERT INTO days SELECT 1, n, n % 10 FROM generate_series(1, 20) n",
+    )
+    .await?;
+    cli(&desk.config, &["prepare", "--apply"]).await?;
+    // Whoever was open when the tables were first seen holds the copy up.
+    let open = desk.scene.source_client().await?;
+    open.batch_execute("BEGIN; INSERT INTO days VALUES (1, 100, 1)").await?;
+    let daemon = Daemon::start(&desk.config).await?;
+    start_move(&daemon, "1", "schema").await?;
+    phase(&daemon, "1", &["copying"]).await?;
+    desk.sql("CREATE TABLE days_2 PARTITION OF days FOR VALUES FROM (10) TO (20); INSERT INTO days VALUES (1, 200, 11), (1, 201, 12)").await?;
+    open.batch_execute("COMMIT").await?;
+    until("a partition that is waited for", SOON, async || {
+        let status = daemon.tenant("1").await?;
+        let waits = |why: &str| why.contains("partition public.days_2 has another replica identity");
+        ensure!(status["waiting_for"].as_str().is_some_and(waits), "{status}");
+        Ok(())
+    })
+    .await?;
+    desk.sql("ALTER TABLE days_2 REPLICA IDENTITY FULL; DELETE FROM days WHERE id = 200; UPDATE days SET bid = 3 WHERE id = 201").await?;
+    phase(&daemon, "1", &["streaming", "ready"]).await?;
+    verify_equal(&daemon, "1").await?;
+    for (number, id) in [(1, 700), (2, 701)] {
+        desk.sql("ALTER TABLE days DETACH PARTITION days_2").await?;
+        until("a partition that is gone", SOON, async || {
+            let there = desk.ask("SELECT to_regclass('bid_1.days_2') IS NULL").await?;
+            ensure!(there == "true", "it is there");
+            Ok(())
+        })
+        .await?;
+        let attach = "ALTER TABLE days ATTACH PARTITION days_2 FOR VALUES FROM (10) TO (20)";
+        desk.sql(&format!(
+            "BEGIN; {attach}; COMMIT; INSERT INTO days VALUES (1, {id}, 15); ALTER TABLE days DETACH PARTITION days_2"
+        ))
+        .await?;
+        drained(&desk.scene, &daemon, &["1"]).await?;
+        verify_equal(&daemon, "1").await?;
+        ensure!(desk.ask("SELECT count(*) FROM bid_1.days").await? == "21", "time {number}: its rows stayed");
+        desk.sql(attach).await?;
+        until("a partition that is back", SOON, async || {
+            ensure!(
+                desk.ask("SELECT count(*) FROM bid_1.days").await? == format!("{}", 21 + number),
+                "its rows are missing"
+            );
+            Ok(())
+        })
+        .await?;
+    }
+    daemon.assert_no_errors(&[])
+}
+
 /// How many numbers the application has taken.
 async fn written(source: &Client) -> Result<i64> {
     Ok(source.query_one("SELECT last_value FROM ids", &[]).await?.get(0))

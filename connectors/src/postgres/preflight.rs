@@ -14,6 +14,9 @@ use super::{Doing, Result, grants, policy, prepare};
 /// A transaction open for longer than this is worth a warning: slot and snapshots wait for it.
 const LONG_TRANSACTION: &str = "5 minutes";
 
+/// The longest look for rows without a tenant in one table.
+const LOOK: &str = "SET statement_timeout = '300ms'";
+
 /// Everything that stands in the way, most severe first, and the tables that can move.
 pub async fn check(config: &Config) -> Result<(Vec<Finding>, Vec<Owned>)> {
     let client = connect(&config.source.url, "check").await?;
@@ -30,6 +33,7 @@ pub async fn check(config: &Config) -> Result<(Vec<Finding>, Vec<Owned>)> {
         ));
     }
     findings.extend(refused);
+    findings.extend(without_tenant(&client, &owned).await?);
     findings.extend(grants::source(&client, config, &owned).await?);
     let tables: Vec<&Table> = owned.iter().map(|owned| &owned.table).collect();
     let needs = needs::read(&client, &tables).await?;
@@ -45,6 +49,27 @@ pub async fn check(config: &Config) -> Result<(Vec<Finding>, Vec<Owned>)> {
     );
     findings.sort_by_key(|finding| finding.severity);
     Ok((findings, owned))
+}
+
+/// Rows without a tenant that `move` would stop at, as far as a short look finds them.
+async fn without_tenant(client: &Client, owned: &[Owned]) -> Result<Vec<Finding>> {
+    client.batch_execute(LOOK).await.doing("set statement_timeout")?;
+    let mut findings = Vec::new();
+    for owned in owned {
+        // Where the look takes too long, or may not be, `move` says so.
+        if owned.has_null_tenant(client).await.unwrap_or(false) {
+            let name = owned.table.name.to_string();
+            let cause = format!(
+                "it has rows without a tenant (\"{}\" is NULL): every move stops",
+                owned.columns().join("\", \"")
+            );
+            let remedy =
+                format!("give them one, or let them stay: under tenancy.tables, null_tenant: not_moving for {name}");
+            findings.push(Finding::new(Severity::Warning, name, cause, remedy));
+        }
+    }
+    client.batch_execute("SET statement_timeout = 0").await.doing("set statement_timeout")?;
+    Ok(findings)
 }
 
 async fn server(client: &Client) -> Result<Vec<Finding>> {

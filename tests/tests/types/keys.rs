@@ -13,8 +13,8 @@ use tests::seed::rng;
 use tests::wait::until;
 use tokio_postgres::Client;
 
-use crate::carve::{cli, drained, phase, verify_equal};
-use crate::settle::{SOON, faulted};
+use crate::carve::{cli, phase, verify_equal};
+use crate::settle::{SOON, drained, faulted};
 use crate::surface::run;
 
 const KEYS: &str = include_str!("keys.sql");
@@ -112,7 +112,7 @@ impl Desk {
         let mut rows = 0;
         for (tenant, to) in &self.tenants {
             phase(daemon, tenant, &["streaming"]).await?;
-            drained(&self.scene, daemon, &[tenant]).await?;
+            drained(&self.scene, daemon, tenant).await?;
             verify_equal(daemon, tenant).await?;
             let name = format!("bid_{}", tenant.replace('-', "_"));
             let (target, schema) = match *to {
@@ -170,6 +170,27 @@ async fn tenants_are_called_by_a_label_of_an_enum() -> Result<()> {
 async fn tenants_are_called_by_a_char_of_some_length() -> Result<()> {
     follow(&CHAR, false).await?;
     follow(&CHAR, true).await
+}
+
+/// A row goes to another tenant with what hangs on it, and another one gets its key, in one transaction.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_gets_the_key_of_one_that_went_to_another_tenant() -> Result<()> {
+    let mut desk = Desk::open(&ENUM, false).await?;
+    desk.tenants.truncate(2);
+    let first = "DELETE FROM a WHERE id IN ('i1', 'i2'); INSERT INTO r VALUES ('tier_1', 1000, 'first');
+                 INSERT INTO a VALUES ('i1', 'tier_1', 1000, 'first'); INSERT INTO b VALUES (1000, 'i1', 'first')";
+    desk.source.batch_execute(first).await?;
+    let daemon = Daemon::start(&desk.config).await?;
+    for (tenant, to) in &desk.tenants {
+        cli(&desk.config, &["move", tenant, "--to", to]).await?;
+    }
+    desk.assert_equal(&daemon).await?;
+    let second = "BEGIN; UPDATE r SET tenant = 'tier_2' WHERE tenant = 'tier_1' AND n = 1000;
+                  INSERT INTO r VALUES ('tier_1', 1000, 'second'); INSERT INTO a VALUES ('i2', 'tier_1', 1000, 'second');
+                  INSERT INTO b VALUES (1001, 'i2', 'second'); COMMIT";
+    desk.source.batch_execute(second).await?;
+    desk.assert_equal(&daemon).await?;
+    daemon.assert_no_errors(&[])
 }
 
 /// A label that is renamed is another tenant from then on, without a word in the stream; a column that gets another
