@@ -208,7 +208,7 @@ async fn partitions_that_come_for_a_moment_leave_nothing_behind() -> Result<()> 
     let daemon = Daemon::start(&desk.config).await?;
     start_move(&daemon, "1", "schema").await?;
     phase(&daemon, "1", &["copying"]).await?;
-    desk.sql("CREATE TABLE days_2 PARTITION OF days FOR VALUES FROM (10) TO (20); INSERT INTO days VALUES (1, 200, 11), (1, 201, 12)").await?;
+    desk.sql("CREATE TABLE days_2 (LIKE days INCLUDING ALL); ALTER TABLE days ATTACH PARTITION days_2 FOR VALUES FROM (10) TO (20); INSERT INTO days VALUES (1, 200, 11), (1, 201, 12)").await?;
     open.batch_execute("COMMIT").await?;
     until("a partition that is waited for", SOON, async || {
         let status = daemon.tenant("1").await?;

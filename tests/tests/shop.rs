@@ -18,7 +18,7 @@ use crate::carve::{cli, drained, phase, start_move, verify_equal};
 
 const TENANTS: u32 = 20;
 /// Of `make test`, and of the campaign.
-const TRANSACTIONS: [usize; 2] = [40_000, 100_000];
+const TRANSACTIONS: [usize; 2] = [20_000, 100_000];
 const CLIENTS: usize = 4;
 const LONG: Duration = Duration::from_secs(900);
 

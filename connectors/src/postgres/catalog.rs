@@ -208,8 +208,11 @@ async fn load(client: &Client, filter: &str, schemas: &[String]) -> Result<Vec<T
                 row_security_active(c.oid),
                 c.relkind <> 'p' AND EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)),
                 CASE WHEN c.relkind = 'p' THEN
-                     (SELECT coalesce(sum(greatest(l.reltuples, 0)), 0)::bigint FROM pg_partition_tree(c.oid) t
-                        JOIN pg_class l ON l.oid = t.relid WHERE t.isleaf)
+                     (WITH RECURSIVE tree(id) AS (
+                        SELECT inhrelid FROM pg_inherits WHERE inhparent = c.oid
+                        UNION ALL SELECT i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.id)
+                      SELECT coalesce(sum(greatest(l.reltuples, 0)), 0)::bigint
+                        FROM tree t JOIN pg_class l ON l.oid = t.id AND l.relkind <> 'p')
                      ELSE c.reltuples::bigint END,
                 CASE WHEN c.relkind = 'p' THEN pg_get_partkeydef(c.oid) END
            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
