@@ -119,7 +119,7 @@ async fn every_change_of_very_many_goes_to_the_tenant_whose_it_is() -> Result<()
 /// configuration names one; and where the way is a foreign key of two columns.
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_keys_that_go_round_lead_to_the_tenant_by_the_way_that_is_named() -> Result<()> {
-    hurt(Desk::open_with(CIRCLE, &CIRCLE_TABLES, &CIRCLE_VIA).await?, 6_000, 1).await
+    hurt(Desk::open_with(CIRCLE, &CIRCLE_TABLES, &CIRCLE_VIA).await?, 12_000, 1).await
 }
 
 async fn hurt(desk: Desk, transactions: usize, least_kills: usize) -> Result<()> {
