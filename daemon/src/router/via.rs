@@ -15,7 +15,8 @@ use schemas::{MoveId, TableName};
 use super::queue::Queue;
 use super::relation::{Places, Routed};
 use super::row::tuple_of;
-use super::{NoTenant, Router, changed_hands};
+use super::stops::changed_hands;
+use super::{NoTenant, Router};
 use crate::ownership::{Keys, Owner, Reference};
 use crate::spool;
 
