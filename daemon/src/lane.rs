@@ -96,8 +96,8 @@ pub enum LaneCommand {
         snapshot: Snapshot,
         /// Every transaction it shows ends at or before this position.
         until: Lsn,
-        /// True: the target stands exactly there. False: what it shows is no prefix of the order.
-        done: oneshot::Sender<bool>,
+        /// The target stands exactly there; or why it does not.
+        done: oneshot::Sender<Result<(), &'static str>>,
     },
     /// Go on.
     Release,

@@ -57,7 +57,13 @@ async fn partitions_come_and_go_while_tenants_move() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "some minutes, and needs all versions: make campaign"]
 async fn partitions_come_and_go_on_other_versions() -> Result<()> {
-    for (from, to) in [(14, 14), (16, 17), (18, 14), (14, 18)] {
+    let old = Scene::between(14, 14).await?;
+    old.source_client().await?.batch_execute(SETUP).await?;
+    let config = old.write_config("carveout", &Configuration::default())?;
+    run(&config, &["check"])
+        .await?
+        .assert(1, &["public.events", "PostgreSQL 14 publishes a partition as what it was"])?;
+    for (from, to) in [(15, 14), (16, 17), (18, 14), (17, 18)] {
         println!("from PostgreSQL {from} to {to}");
         come_and_go(Scene::between(from, to).await?).await?;
     }

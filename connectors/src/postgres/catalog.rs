@@ -8,7 +8,7 @@ use schemas::tenant::KeyType;
 use tokio_postgres::{Client, Row};
 
 use super::{Doing, Result, control, quote, types};
-pub use partitions::{Partition, partitions_of, take_partitions};
+pub use partitions::{Partition, partition_numbers, partitions_of, take_partitions};
 
 mod partitions;
 
@@ -31,6 +31,8 @@ pub struct Table {
     pub inherits: bool,
     /// What a partitioned table is partitioned by, as SQL.
     pub partitioned_by: Option<String>,
+    /// Whether the server goes on publishing its partitions as what they were when the stream first met each (14).
+    pub outdated: bool,
     /// Its partitions at every level, each behind the one that it is a part of. They are no tables of their own here.
     pub partitions: Vec<Partition>,
     /// The planner's estimate of its rows.
@@ -214,7 +216,8 @@ async fn load(client: &Client, filter: &str, schemas: &[String]) -> Result<Vec<T
                       SELECT coalesce(sum(greatest(l.reltuples, 0)), 0)::bigint
                         FROM tree t JOIN pg_class l ON l.oid = t.id AND l.relkind <> 'p')
                      ELSE c.reltuples::bigint END,
-                CASE WHEN c.relkind = 'p' THEN pg_get_partkeydef(c.oid) END
+                CASE WHEN c.relkind = 'p' THEN pg_get_partkeydef(c.oid) END,
+                c.relkind = 'p' AND current_setting('server_version_num')::int < 150000
            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
           WHERE c.relkind IN ('r', 'p', 'f') AND NOT c.relispartition AND c.relpersistence <> 't' AND {filter}
           ORDER BY n.nspname, c.relname"
@@ -246,6 +249,7 @@ fn head(row: &Row) -> Table {
         inherits: row.get(7),
         estimated_rows: row.get(8),
         partitioned_by: row.get(9),
+        outdated: row.get(10),
         partitions: Vec::new(),
         columns: Vec::new(),
         keys: Vec::new(),

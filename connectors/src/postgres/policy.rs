@@ -370,6 +370,11 @@ pub(super) fn shape_obstacles(table: &Table) -> Vec<Finding> {
         }
         _ => {}
     }
+    if table.outdated {
+        let cause = "it is partitioned, and PostgreSQL 14 publishes a partition as what it was when the stream first met it: rows of \
+                     tables that are attached later would be missing, rows of detached ones would come";
+        add(cause.into(), "update the source to PostgreSQL 15 or newer,");
+    }
     let mut names = HashSet::new();
     for partition in &table.partitions {
         let name = &partition.name;

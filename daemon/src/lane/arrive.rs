@@ -80,7 +80,7 @@ impl Outlook {
             }
         }
         let shown = demand.met_by(&held.snapshot);
-        Ok(shown.then(|| apply::Origin { held, tables, tenant: origin.tenant.clone() }))
+        Ok(shown.then(|| apply::Origin { url: url.clone(), held, tables, tenant: origin.tenant.clone() }))
     }
 }
 

@@ -37,8 +37,11 @@ impl Lane {
                     lsn = self.apply(sink, reader, group, left).await?;
                     left = left.saturating_sub(group.transactions());
                 }
-                // Rows that have arrived are missing.
-                let _ = done.send(prefix.is_some() && !sink.expects());
+                let _ = done.send(match (prefix, sink.expects()) {
+                    (None, _) => Err("transactions became visible in another order than they were committed"),
+                    (_, true) => Err("rows that come from another tenant or partition were still to be read"),
+                    _ => Ok(()),
+                });
             }
         }
         Ok(lsn)

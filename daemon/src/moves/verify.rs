@@ -62,14 +62,16 @@ pub async fn verify(context: &Context, moving: &Moving) -> Result<VerifyReport, 
     let tables = context.tables(&record.tables).await?;
     let began = Instant::now();
     let report = loop {
-        if let Some((source, client)) = stand(context, moving, &target.url).await?
-            && let Some(report) = compare_all(context, moving, &target, &tables, &source, &client).await?
-        {
-            break report;
-        }
+        let why = match stand(context, moving, &target.url).await? {
+            Ok((source, client)) => match compare_all(context, moving, &target, &tables, &source, &client).await? {
+                Some(report) => break report,
+                None => "partitions came or went while it was compared",
+            },
+            Err(why) => why,
+        };
         if began.elapsed() > PATIENCE {
             return Err(refuse(
-                "no position was found at which both sides can be read",
+                &format!("no position was found at which both sides can be read; at last {why}"),
                 "try again when the tenant is less busy and no partitions come or go, or see whether the target keeps up",
             ));
         }
@@ -121,46 +123,54 @@ async fn same_partitions(context: &Context, moving: &Moving, client: &Client) ->
     Ok(record.published.repartitioned(&now).is_empty())
 }
 
-/// Brings both sides to one position; `None` when this snapshot was none at which the lane can stand.
+/// Brings both sides to one position; or why that did not succeed this time.
 async fn stand(
     context: &Context,
     moving: &Moving,
     target: &schemas::url::PgUrl,
-) -> Result<Option<(HeldSnapshot, Client)>, StepError> {
+) -> Result<Result<(HeldSnapshot, Client), &'static str>, StepError> {
     let id = moving.record().id;
     let lost =
         || StepError::Fault(Fault::new("not_ready", id.to_string(), "its lane is not running", "carveout status"));
     // After a start it may not run yet.
     let Some(commands) = moving.lane() else {
-        return if moving.record().fault.is_some() { Err(lost()) } else { Ok(None) };
+        return if moving.record().fault.is_some() { Err(lost()) } else { Ok(Err("its lane was not running")) };
     };
     let (held, standing) = oneshot::channel();
     commands.send(LaneCommand::Hold(held)).await.map_err(|_| lost())?;
     let _held = Held(commands.clone());
-    let Ok(Ok(applied)) = tokio::time::timeout(PATIENCE, standing).await else { return Ok(None) };
+    let Ok(Ok(applied)) = tokio::time::timeout(PATIENCE, standing).await else {
+        return Ok(Err("the target was not connected, or had not committed what it was sent"));
+    };
     // What the lane has applied must be visible too, and that may come later than its delivery; after a
     // restart it is delivered again first.
-    let Ok(passed) = tokio::time::timeout(PATIENCE, context.pipeline.passed(applied)).await else { return Ok(None) };
+    let Ok(passed) = tokio::time::timeout(PATIENCE, context.pipeline.passed(applied)).await else {
+        return Ok(Err("the stream had not come to where the target is"));
+    };
     passed?;
     let demand = context.pipeline.unseen.lock().unwrap_or_else(PoisonError::into_inner).demand();
     let source = snapshot::hold(&context.config.source.url, "verify").await?;
     if !demand.met_by(&source.snapshot) {
-        return Ok(None);
+        return Ok(Err("a transaction that was delivered was not visible yet"));
     }
     let ticker = client::connect(&context.config.source.url, "verify").await?;
     snapshot::tick(&ticker).await?;
     let (done, stands) = oneshot::channel();
     let advance = LaneCommand::Advance { snapshot: source.snapshot.clone(), until: source.wal_insert_lsn, done };
     commands.send(advance).await.map_err(|_| lost())?;
-    let Ok(Ok(true)) = tokio::time::timeout(PATIENCE, stands).await else { return Ok(None) };
+    match tokio::time::timeout(PATIENCE, stands).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(why))) => return Ok(Err(why)),
+        _ => return Ok(Err("the target did not take what was waiting")),
+    }
     // Partitions that came or went since are not in the target yet.
     if !same_partitions(context, moving, &source.client).await? {
-        return Ok(None);
+        return Ok(Err("the target did not have the source's partitions yet"));
     }
     let client = client::connect(target, "verify").await?;
     client
         .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT pg_current_snapshot()")
         .await
         .doing("take the target's snapshot")?;
-    Ok(Some((source, client)))
+    Ok(Ok((source, client)))
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, pin_mut};
+use schemas::url::PgUrl;
 use schemas::{TableName, TenantId};
 use tokio_postgres::types::{FromSql, Type};
 
@@ -29,6 +30,8 @@ const AT_A_TIME: usize = 1000;
 
 /// What rows that arrived are read from.
 pub struct Origin {
+    /// The source.
+    pub url: PgUrl,
     /// The target holds exactly what it shows.
     pub held: HeldSnapshot,
     /// The tables of the move.

@@ -6,10 +6,9 @@ use std::collections::BTreeSet;
 
 use schemas::TableName;
 
-use super::super::copy;
 use super::super::provision::partitions;
 use super::super::quote::table as qualified;
-use super::super::{Doing, Error, Result, control};
+use super::super::{Doing, Error, Result, catalog, client, control, copy};
 use super::hands::{Arriving, Hands, Name, Origin};
 use super::{PostgresSink, Session};
 
@@ -82,8 +81,14 @@ pub(super) async fn fetch(
     partitions::alike(session.client, &owned.table, target).await?;
     let filter = owned.filter(&from.tenant);
     let rows = copy::pour(&from.held.client, session.client, &owned.table, &filter, target).await;
+    let came = |why: String| Error::connection(format!("read {source} again"), why);
     // A partition came in this moment: it is made when this is tried again.
-    rows.map_err(
-        |error| if error.lacks_partition() { Error::connection(format!("read {source} again"), error) } else { error },
-    )
+    let rows = rows.map_err(|error| if error.lacks_partition() { came(error.to_string()) } else { error })?;
+    // Or its rows found a place without it. What was read cannot go while the snapshot is held, so that it is seen here.
+    let shown = catalog::partition_numbers(&from.held.client, &owned.table).await?;
+    let now = catalog::partition_numbers(&client::connect(&from.url, "arrive").await?, &owned.table).await?;
+    match now.is_subset(&shown) {
+        true => Ok(rows),
+        false => Err(came("a partition came meanwhile".to_owned())),
+    }
 }

@@ -1,6 +1,6 @@
 //! What the partitions of a table are.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use schemas::TableName;
 use tokio_postgres::Client;
@@ -78,6 +78,16 @@ pub async fn partitions_of(client: &Client, table: &TableName) -> Result<Vec<Par
     let sql = "SELECT coalesce(to_regclass($1)::oid, 0::oid)";
     let oid: u32 = client.query_one(sql, &[&quote::table(table)]).await.doing(format!("find {table}"))?.get(0);
     Ok(read(client, &[oid]).await?.remove(&oid).unwrap_or_default())
+}
+
+/// The partitions, at every level, of a table; waits for nobody's lock.
+pub async fn partition_numbers(client: &Client, table: &Table) -> Result<BTreeSet<u32>> {
+    let sql = "WITH RECURSIVE tree(id) AS (
+                 SELECT inhrelid FROM pg_inherits WHERE inhparent = $1
+                 UNION ALL SELECT inhrelid FROM tree JOIN pg_inherits ON inhparent = id)
+               SELECT id FROM tree";
+    let rows = client.query(sql, &[&table.oid]).await.doing(format!("list the partitions of {}", table.name))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 pub(super) async fn read(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Partition>>> {

@@ -68,6 +68,7 @@ fn table(name: &str, columns: &str, foreign_keys: &[&str]) -> Table {
         row_security: false,
         inherits: false,
         partitioned_by: None,
+        outdated: false,
         partitions: Vec::new(),
         estimated_rows: -1,
         columns,
