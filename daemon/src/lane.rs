@@ -263,7 +263,7 @@ impl Lane {
                 return Err(self.not_an_end(lsn));
             }
         }
-        self.plan.spool.set_lacks_rows(sink.expects(), Lsn(lsn.0.saturating_sub(1)));
+        self.set_lacks_rows(sink.expects(), Lsn(lsn.0.saturating_sub(1)));
         loop {
             self.take_partitions(&mut sink, lsn).await?;
             if !self.held && sink.expects() && self.may_look() {
@@ -431,7 +431,7 @@ impl Lane {
             let taken = sink.take(mode, &mut || group.piece(reader, &sealed)).await;
             let error = match taken {
                 Ok(end) => {
-                    self.plan.spool.set_lacks_rows(sink.expects(), before);
+                    self.set_lacks_rows(sink.expects(), before);
                     self.plan.spool.set_applied(end, reader.place());
                     self.plan.apply_seconds.observe(began.elapsed().as_secs_f64());
                     self.meter.changes.fetch_add(sink.applied(), Ordering::Relaxed);

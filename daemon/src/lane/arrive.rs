@@ -16,7 +16,7 @@ use super::group::Group;
 use super::{End, Lane, Partitions};
 use crate::ack::SharedUnseen;
 use crate::spool::SpoolReader;
-use crate::stop;
+use crate::{clock, stop};
 
 /// Where such rows are read.
 #[derive(Clone)]
@@ -98,22 +98,21 @@ impl Lane {
         sink: &mut PostgresSink,
         lsn: Lsn,
     ) -> std::result::Result<bool, End> {
-        let partitions = &mut self.partitions;
-        let seen = partitions.seen.borrow_and_update().1.clone();
-        let tables = partitions.known.repartitioned(&seen);
+        let seen = self.partitions.seen.borrow_and_update().1.clone();
+        let tables = self.partitions.known.repartitioned(&seen);
         if tables.is_empty() {
             return Ok(false);
         }
         let names = tables.iter().map(TableName::to_string).collect::<Vec<_>>().join(", ");
         tracing::info!(id = %self.plan.sink.id, tables = names, "partitions have changed; these tables are read again");
         sink.read_again(&tables).await?;
-        self.plan.spool.set_lacks_rows(true, lsn);
+        self.set_lacks_rows(true, lsn);
         // Recorded only now: who is stopped in between finds the difference again.
         let (recorded, answer) = oneshot::channel();
-        partitions.record.send((seen.clone(), recorded)).await.map_err(|_| End::Stopped)?;
+        self.partitions.record.send((seen.clone(), recorded)).await.map_err(|_| End::Stopped)?;
         answer.await.map_err(|_| Error::connection("record the partitions", "the record could not be stored"))?;
-        partitions.known.take_partitions(&seen);
-        self.plan.sink.partitions = partitions.known.partitions().collect();
+        self.partitions.known.take_partitions(&seen);
+        self.plan.sink.partitions = self.partitions.known.partitions().collect();
         sink.knows(self.plan.sink.partitions.clone());
         Ok(true)
     }
@@ -134,6 +133,12 @@ impl Lane {
             () = stop::told(&self.stop) => return Err(End::Stopped),
         }
         self.take_partitions(sink, lsn).await
+    }
+
+    /// Says so of rows that arrive, for the lag.
+    pub(super) fn set_lacks_rows(&self, lacks: bool, before: Lsn) {
+        let now = clock::unix_micros() + self.progress.borrow().server_clock_offset;
+        self.plan.spool.set_lacks_rows(lacks, before, now);
     }
 
     /// Whether the lane is near enough to the source's present to look for rows that have arrived.
@@ -182,7 +187,7 @@ impl Lane {
             return Ok(lsn);
         }
         let rows = sink.fetch(&from).await?;
-        self.plan.spool.set_lacks_rows(false, lsn);
+        self.set_lacks_rows(false, lsn);
         self.meter.set_trouble(None);
         tracing::info!(id = %self.plan.sink.id, rows, at = %lsn, "rows came from another tenant with all that hangs on them");
         Ok(lsn)

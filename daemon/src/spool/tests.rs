@@ -172,3 +172,21 @@ fn segments_that_are_applied_are_freed_and_the_rest_stays_readable() {
         }
     }
 }
+
+#[test]
+fn rows_that_arrive_without_a_transaction_count_from_then_on() {
+    let folder = Folder::new("lacks");
+    let (mut writer, _) = SpoolWriter::open(&folder.0).unwrap();
+    let state = std::sync::Arc::clone(writer.state());
+    state.set_lacks_rows(true, Lsn(7), 1_000);
+    assert_eq!((state.oldest(), state.position()), (Some(1_000), Lsn(7)));
+    // Later looks do not make it younger.
+    state.set_lacks_rows(true, Lsn(8), 2_000);
+    assert_eq!((state.oldest(), state.position()), (Some(1_000), Lsn(7)));
+    state.set_lacks_rows(false, Lsn(8), 3_000);
+    assert_eq!(state.oldest(), None);
+    append(&mut writer, 10, &[1], true);
+    state.set_oldest(500, Lsn(9));
+    state.set_lacks_rows(true, Lsn(8), 4_000);
+    assert_eq!(state.oldest(), Some(500));
+}
