@@ -6,6 +6,8 @@ use tests::hostile::{Table, quoted};
 use super::{Shop, insert_into};
 use crate::carve::{cli, phase};
 
+const REWRITTEN: &str = "the table was rewritten with other values";
+
 /// R09: a column that the target does not have stops the lanes it concerns, when a row comes with it; no value
 /// lands in another column, no half of a transaction in the target. The column made by hand, `move` resumes.
 #[tokio::test(flavor = "multi_thread")]
@@ -78,8 +80,10 @@ async fn a_column_that_goes_or_changes_stops_the_lane_and_is_never_guessed() -> 
         shop.carve("1", "schema").await?;
         shop.sql(&format!("ALTER TABLE {sql} {change}; {} VALUES (1, 1000)", insert_into(&table, &[]))).await?;
         let fault = shop.faulted("1").await?["fault"].clone();
-        let message = fault["message"].as_str().unwrap_or_default();
-        ensure!(message.contains(said) && message.contains(&table.shown()), "{change}: {fault}");
+        // Whoever sees it first: the lane, or who looks once a second for what the stream does not say.
+        let told = ["object", "message"].map(|part| fault[part].as_str().unwrap_or_default()).join(": ");
+        let rewritten = change.contains("TYPE") && told.contains(REWRITTEN);
+        ensure!((told.contains(said) || rewritten) && told.contains(&table.shown()), "{change}: {fault}");
         shop.sql(&format!("ALTER TABLE {sql} {undo}; DELETE FROM {sql} WHERE \"select\" = 1000")).await?;
         cli(&shop.config, &["cancel", "1"]).await?;
     }
@@ -101,5 +105,6 @@ async fn a_column_that_goes_or_changes_stops_the_lane_and_is_never_guessed() -> 
         "another type",
         "no longer there",
         "dropped and added again",
+        REWRITTEN,
     ])
 }
