@@ -16,6 +16,7 @@ mod moves;
 mod output;
 mod prepare;
 mod progress;
+mod rehearse;
 mod run;
 mod status;
 mod verify;
@@ -49,6 +50,7 @@ Example:
   carveout run &                          the daemon
   carveout move 42 --to database --wait   copy tenant 42 and keep it in step
   carveout verify 42                      are both sides equal?
+  carveout rehearse 42                    how long would the writes pause?
 
 Exit codes:
   0 done   1 the answer is no   2 wrong usage or configuration
@@ -110,6 +112,9 @@ enum Command {
     /// Compare a tenant on both sides at one position
     #[command(after_help = "Example:\n  carveout verify 42 && echo equal")]
     Verify(Tenant),
+    /// A cutover up to, not including, the flip: says how long the tenant's writers would wait; they go on afterwards
+    #[command(after_help = "Example:\n  carveout rehearse 42\n  carveout rehearse 42 --max-pause 500ms")]
+    Rehearse(rehearse::Options),
     /// Hold a move: its copy and its target stand, its changes gather in the spool
     #[command(after_help = "Example:\n  carveout pause 42")]
     Pause(Tenant),
@@ -146,6 +151,7 @@ pub fn main() -> ExitCode {
         Command::Status(options) => status::run(&global, &options),
         Command::Move(options) => moves::run(&global, &options),
         Command::Verify(tenant) => verify::run(&global, &tenant),
+        Command::Rehearse(options) => rehearse::run(&global, &options),
         Command::Pause(tenant) => hold::pause(&global, &tenant),
         Command::Resume(options) => hold::resume(&global, &options),
         Command::Cancel(tenant) => cancel::run(&global, &tenant),

@@ -99,6 +99,13 @@ pub enum LaneCommand {
         /// The target stands exactly there; or why it does not.
         done: oneshot::Sender<Result<(), &'static str>>,
     },
+    /// Apply everything up to `until`; answered when the target holds it.
+    Drain {
+        /// Every transaction that counts ends at or before this position.
+        until: Lsn,
+        /// The target holds all of them.
+        done: oneshot::Sender<()>,
+    },
     /// Go on.
     Release,
 }
@@ -248,7 +255,10 @@ impl Lane {
         let mut lsn = sink.position().await?;
         self.compare(lsn)?;
         self.compared = true;
-        self.meter.set_trouble(None);
+        // What keeps rows from being read is told until they are.
+        if !sink.expects() {
+            self.meter.set_trouble(None);
+        }
         let mut reader = SpoolReader::open(&self.plan.spool_dir).map_err(|error| self.spool_broken(&error))?;
         let mut group = self.group();
         let mut sealed = self.plan.spool.sealed.subscribe();

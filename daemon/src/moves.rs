@@ -3,6 +3,7 @@
 //! Every phase is stored before its first side effect, and every step can be run twice.
 
 mod copy;
+pub mod cutover;
 mod driver;
 mod keys;
 mod parts;
@@ -175,6 +176,8 @@ pub struct Moving {
     pub rows_copied: AtomicU64,
     /// Whether both sides are being compared now.
     pub verifying: AtomicBool,
+    /// Held by whoever cuts it over, or rehearses that.
+    pub cutover: tokio::sync::Mutex<()>,
     /// Rows that the last comparison in this run found different.
     differences: Mutex<Option<u64>>,
     /// What was not made in the target, and why, as far as this run knows.
@@ -194,6 +197,7 @@ impl Moving {
             lane: Mutex::new(None),
             meter: Arc::default(),
             verifying: AtomicBool::new(false),
+            cutover: tokio::sync::Mutex::new(()),
             differences: Mutex::new(None),
             left_out: Mutex::new(Vec::new()),
             stop: watch::Sender::new(false),

@@ -51,6 +51,8 @@ pub struct LaneEnd {
     pub tenant: TenantId,
     /// The tables that move, by number, with the names they had when that was planned.
     pub tables: BTreeMap<u32, TableName>,
+    /// Which of them are partitioned.
+    partitioned: BTreeSet<u32>,
     /// The writing end of its spool.
     pub spool: SpoolWriter,
     touched: bool,
@@ -62,7 +64,9 @@ impl LaneEnd {
     /// A lane whose spool is open.
     pub fn new(id: MoveId, tenant: TenantId, published: &Published, spool: SpoolWriter) -> Self {
         let tables = published.tables.iter().map(|(name, table)| (table.oid, name.clone())).collect();
-        LaneEnd { id, tenant, tables, spool, touched: false, told: false }
+        let partitioned = published.tables.iter().filter(|(_, table)| table.partitioned).map(|(_, table)| table.oid);
+        let partitioned = partitioned.collect();
+        LaneEnd { id, tenant, tables, partitioned, spool, touched: false, told: false }
     }
 
     /// Whether the relation is a table of the move; `None` when it is one by number or by name only.
@@ -446,10 +450,13 @@ impl Router {
     fn note_partition(&mut self, table: u32, partition: &Relation) {
         let Some(routed) = self.relations.get(&table).cloned() else { return };
         // Old rows are written by one's identity and described by the other's: such a partition nobody knows.
-        let number = if partition.identity == routed.relation.identity { partition.id } else { 0 };
+        let number = if identity(partition) == identity(&routed.relation) { partition.id } else { 0 };
         let mut message = Vec::new();
         pgoutput::encode_partition(table, number, &mut message);
-        routed.members.iter().for_each(|id| self.append(*id, &routed, &[], &message));
+        // A TRUNCATE of several tables describes them one behind the other too.
+        let partitioned = |id: &&MoveId| self.lanes.get(id).is_some_and(|lane| lane.partitioned.contains(&table));
+        let members: Vec<MoveId> = routed.members.iter().filter(partitioned).copied().collect();
+        members.iter().for_each(|id| self.append(*id, &routed, &[], &message));
     }
 
     fn learn(&mut self, description: Bytes, relation: Relation) {
@@ -560,3 +567,11 @@ fn unknown_relation(relation: u32) -> Error {
 
 /// A change does not say whose the row is.
 struct NoTenant;
+
+/// What old rows of a relation carry.
+fn identity(relation: &Relation) -> (u8, BTreeSet<&str>) {
+    (
+        relation.identity,
+        relation.columns.iter().filter(|column| column.key).map(|column| column.name.as_str()).collect(),
+    )
+}

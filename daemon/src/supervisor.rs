@@ -178,6 +178,8 @@ impl Supervisor {
         {
             tracing::error!(%error, "a move's driver failed");
         }
+        // Whoever rehearses has heard it too, and takes the fence away.
+        drop(entry.moving.cutover.lock().await);
     }
 
     /// Lanes that the pipeline took out: their rows must be copied again.

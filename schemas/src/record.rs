@@ -13,7 +13,7 @@ use crate::config::Isolation;
 use crate::{Lsn, MoveId, Phase, TableName, TablePath, TenantId};
 
 /// The layout of the records below; raised when one of them changes.
-const VERSION: u8 = 5;
+const VERSION: u8 = 6;
 
 /// The bytes are not a record of this version.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -121,6 +121,8 @@ pub struct MoveRecord {
     pub rows_copied: u64,
     /// The position of the last clean `verify`.
     pub verified_at: Option<Lsn>,
+    /// A fence stands around the tenant at the source, or may.
+    pub fenced: bool,
 }
 
 impl MoveRecord {
@@ -252,13 +254,16 @@ impl Published {
 
     /// Nothing is known of the table's partitions any more: whatever there is, is a difference.
     pub fn forget_partitions(&mut self, table: &TableName) {
-        let of_table = self.tables.iter_mut().filter(|(name, _)| name == table);
+        let of_table = self.tables.iter_mut().filter(|(name, known)| name == table && known.partitioned);
         of_table.for_each(|(_, table)| table.partitions = vec![(0, String::new())]);
     }
 
-    /// The numbers of all partitions.
-    pub fn partitions(&self) -> impl Iterator<Item = u32> {
-        self.tables.iter().flat_map(|(_, table)| &table.partitions).map(|(oid, _)| *oid)
+    /// The numbers of all partitions, each with the table that it is a part of.
+    pub fn partitions(&self) -> impl Iterator<Item = (TableName, u32)> {
+        let of_table = |(name, table): &(TableName, PublishedTable)| {
+            table.partitions.iter().map(|(oid, _)| (name.clone(), *oid)).collect::<Vec<_>>()
+        };
+        self.tables.iter().flat_map(of_table)
     }
 
     /// Whether a table is partitioned.

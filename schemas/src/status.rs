@@ -115,6 +115,28 @@ pub struct VerifyReport {
     pub tables: Vec<TableReport>,
 }
 
+/// The result of `rehearse`: a cutover up to the flip, and nothing has changed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RehearsalReport {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The barrier, behind which the tenant had written nothing.
+    pub lsn: Lsn,
+    /// For how long the tenant's writers were held, in milliseconds.
+    pub pause_ms: f64,
+    /// The steps in their order; those before `barrier` are outside of the pause.
+    pub steps: Vec<StepReport>,
+}
+
+/// One step of a cutover.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StepReport {
+    /// `verify`, `fence`, `hold` (waiting for the tenant's open transactions), `barrier`, `drain`, `release`.
+    pub step: String,
+    /// How long it took, in milliseconds.
+    pub ms: f64,
+}
+
 /// One table of a [`VerifyReport`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TableReport {

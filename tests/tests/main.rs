@@ -5,7 +5,9 @@
 mod cancel;
 mod carve;
 mod chinook;
+mod cutover;
 mod faults;
+mod fence;
 mod hands;
 mod join;
 mod kills;
@@ -15,6 +17,7 @@ mod pgbench;
 mod place;
 mod provision;
 mod reference;
+mod rehearse;
 mod rows;
 mod settle;
 mod shape;

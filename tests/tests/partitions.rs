@@ -1,5 +1,7 @@
 //! Partitioned tables: as partitioned in the target, by their root, while partitions come and go.
 
+mod moments;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};

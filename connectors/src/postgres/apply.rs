@@ -84,7 +84,7 @@ pub struct PostgresSink {
     /// The group in hand failed, and rows changed hands in it.
     careful: bool,
     /// The partitions that the target's rows belong to, by their numbers on the source.
-    partitions: BTreeSet<u32>,
+    partitions: BTreeSet<(TableName, u32)>,
 }
 
 /// Which lane a sink belongs to.
@@ -106,7 +106,7 @@ pub struct SinkPlan {
     /// [`provision::objects::type_names`]: super::provision::objects::type_names
     pub types: Arc<HashMap<u32, String>>,
     /// The partitions that are known, by their numbers on the source.
-    pub partitions: BTreeSet<u32>,
+    pub partitions: BTreeSet<(TableName, u32)>,
 }
 
 impl SinkPlan {

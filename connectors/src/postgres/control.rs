@@ -27,6 +27,11 @@ CREATE TABLE IF NOT EXISTS carveout.arriving (
 CREATE TABLE IF NOT EXISTS carveout.objects (
   move text NOT NULL, kind text NOT NULL, name text NOT NULL, oid oid,
   created_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (kind, name));
+CREATE TABLE IF NOT EXISTS carveout.fence (
+  tenant text NOT NULL, side text NOT NULL CHECK (side IN ('source', 'target')), move text NOT NULL, owner text NOT NULL,
+  lock_key integer NOT NULL UNIQUE, state text NOT NULL CHECK (state IN ('open', 'shut')),
+  epoch bigint NOT NULL DEFAULT 1, changed_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (tenant, side))
+  WITH (fillfactor = 50);
 REVOKE ALL ON SCHEMA carveout FROM PUBLIC;
 ";
 
@@ -34,7 +39,7 @@ REVOKE ALL ON SCHEMA carveout FROM PUBLIC;
 pub fn grants(role: &str) -> String {
     let role = super::quote::ident(role);
     format!(
-        "GRANT USAGE ON SCHEMA carveout TO {role};\n\
+        "GRANT USAGE, CREATE ON SCHEMA carveout TO {role};\n\
          GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA carveout TO {role};\n"
     )
 }
@@ -58,7 +63,7 @@ pub async fn access(client: &Client) -> Result<Access> {
                         has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT') AND
                         has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
                FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind = 'r'
-              WHERE n.nspname = 'carveout' GROUP BY n.oid HAVING bool_or(c.relname = 'objects')",
+              WHERE n.nspname = 'carveout' GROUP BY n.oid HAVING bool_or(c.relname = 'fence')",
             &[],
         )
         .await

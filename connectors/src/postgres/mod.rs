@@ -8,6 +8,7 @@ pub mod client;
 pub mod control;
 pub mod copy;
 pub mod error;
+pub mod fence;
 mod grants;
 pub mod load;
 pub mod password;

@@ -144,6 +144,30 @@ impl Owned {
         }
     }
 
+    /// Whether `row` (`NEW`, an alias) is the tenant's, in SQL that means the same whatever the session's search_path is.
+    pub fn condition(&self, row: &str, tenant: &TenantId) -> String {
+        match &self.path {
+            Path::Key { column, .. } => {
+                let kind = self.table.column(column).map_or("text", |column| column.base_name.as_str());
+                format!("{row}.{} OPERATOR(pg_catalog.=) {}::{kind}", ident(column), literal(&tenant.0))
+            }
+            Path::Via(via) => {
+                let parent = format!("parent{}", self.depth());
+                let pairs = via.key.referenced.iter().zip(&via.key.columns);
+                let same = pairs.map(|(theirs, ours)| {
+                    format!("{parent}.{} OPERATOR(pg_catalog.=) {row}.{} AND ", ident(theirs), ident(ours))
+                });
+                format!(
+                    "EXISTS (SELECT FROM {} {parent} WHERE {}{})",
+                    qualified(&via.key.parent),
+                    same.collect::<String>(),
+                    via.parent.condition(&parent, tenant)
+                )
+            }
+            Path::Reference => "false".to_owned(),
+        }
+    }
+
     /// Whether the table has a row that is the tenant's alone.
     pub async fn has_tenant(&self, client: &Client, tenant: &TenantId) -> Result<bool> {
         if matches!(self.path, Path::Reference) {
@@ -310,7 +334,9 @@ fn same_columns(one: &[String], other: &[String]) -> bool {
 }
 
 fn unknown_names(tables: &[Table], declared: &BTreeMap<String, TablePolicy>) -> Vec<Finding> {
-    let known = |name: &String| tables.iter().any(|table| &table.name.name == name || &table.name.to_string() == name);
+    let is = |table: &TableName, name: &String| &table.name == name || &table.to_string() == name;
+    let part = |table: &Table, name: &String| table.partitions.iter().any(|partition| is(&partition.name, name));
+    let known = |name: &String| tables.iter().any(|table| is(&table.name, name) || part(table, name));
     let unknown = declared.keys().filter(|name| !known(name)).map(|name| {
         Finding::new(
             Severity::Error,

@@ -185,8 +185,8 @@ fn partition(text: &str) -> Option<(u32, String)> {
     Some((number.parse().ok()?, version.to_owned()))
 }
 
-/// The labels of the enums in tables' columns.
-const LABELS: &str = "SELECT a.attrelid, a.attname::text, e.oid, e.enumlabel::text
+/// The labels of the enums in tables' columns, with their row's version: one that is renamed and back has another.
+const LABELS: &str = "SELECT a.attrelid, a.attname::text, e.oid, e.enumlabel || ' ' || e.xmin
                         FROM pg_attribute a JOIN pg_enum e ON e.enumtypid = a.atttypid
                        WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped";
 

@@ -9,7 +9,7 @@ use super::exit::{Exit, Failure};
 
 /// Their names, for the tests.
 #[cfg(test)]
-pub const NAMES: [&str; 6] = ["assess", "rehearse", "cutover", "rollback", "complete", "apply"];
+pub const NAMES: [&str; 5] = ["assess", "cutover", "rollback", "complete", "apply"];
 
 /// One of them.
 #[derive(Subcommand)]
@@ -17,9 +17,6 @@ pub enum Later {
     /// Not in this version: inventory of tenants and tables
     #[command(hide = true)]
     Assess(Anything),
-    /// Not in this version: a cutover up to, not including, the flip
-    #[command(hide = true)]
-    Rehearse(Anything),
     /// Not in this version: move the writes
     #[command(hide = true)]
     Cutover(Anything),
@@ -47,10 +44,9 @@ impl Later {
     pub fn refuse(&self) -> Result<Exit, Failure> {
         let (name, next) = match self {
             Later::Assess(_) => ("assess", "carveout check shows what can be moved"),
-            Later::Rehearse(_) => ("rehearse", ""),
             Later::Cutover(_) => (
                 "cutover",
-                "carveout verify proves that both sides are equal; pointing the application at the target is up to you",
+                "carveout rehearse shows how long the writes would pause; pointing the application at the target is up to you",
             ),
             Later::Rollback(_) => ("rollback", ""),
             Later::Complete(_) => ("complete", ""),

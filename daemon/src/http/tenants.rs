@@ -1,6 +1,7 @@
 //! The answers about moves, and the commands to them. Each hands over to the supervisor and shapes
 //! what comes back; a command that has begun is finished even when its client goes away.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use schemas::Lsn;
-use schemas::config::Isolation;
+use schemas::config::{Isolation, Span};
 use schemas::record::NamedTarget;
 use schemas::status::{Status, TenantStatus};
 use schemas::url::{BadUrl, PgUrl};
@@ -30,9 +31,14 @@ const BODY_LIMIT_BYTES: usize = 64 << 10;
 /// The longest wait for a body.
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// Commands that there are.
-pub const COMMANDS: [&str; 5] = ["move", "verify", "pause", "resume", "cancel"];
+pub const COMMANDS: [&str; 6] = ["move", "verify", "rehearse", "pause", "resume", "cancel"];
 /// Commands of the interface that this version does not have.
-pub const LATER: [&str; 4] = ["rehearse", "cutover", "rollback", "complete"];
+pub const LATER: [&str; 3] = ["cutover", "rollback", "complete"];
+
+/// How long the tenant's writers are held at most, where nobody says.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// What may be said.
+const PAUSES: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(60);
 
 /// What a handler gets to the supervisor by.
 type Daemon = State<Weak<Supervisor>>;
@@ -55,6 +61,14 @@ struct MoveRequest {
 struct ResumeRequest {
     /// The end of the transaction to leave out.
     skip: Option<Lsn>,
+}
+
+/// The body of `rehearse`.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RehearsalRequest {
+    /// How long the tenant's writers may be held at most.
+    max_pause: Option<Span>,
 }
 
 /// `GET /readyz`
@@ -123,6 +137,16 @@ pub async fn command(
             let supervisor = alive(&daemon)?;
             finish(async move { supervisor.verify(&tenant).await }).await
         }
+        "rehearse" => {
+            let next = "send nothing, or {\"max_pause\": \"5s\"}";
+            let RehearsalRequest { max_pause } = request(&read(body).await?, "rehearse", next)?;
+            let max_pause = max_pause.map_or(MAX_PAUSE, |Span(time)| time);
+            if !PAUSES.contains(&max_pause) {
+                return Err(Problem::bad_request("max_pause", "it is from 50ms to 60s", next));
+            }
+            let supervisor = alive(&daemon)?;
+            finish(async move { supervisor.rehearse(&tenant, max_pause).await }).await
+        }
         "pause" => {
             read(body).await?;
             let supervisor = alive(&daemon)?;
@@ -147,7 +171,7 @@ pub async fn command(
                 "not_found",
                 other,
                 message,
-                "the commands are move, verify, pause, resume and cancel",
+                "the commands are move, verify, rehearse, pause, resume and cancel",
             ))
         }
     }

@@ -23,6 +23,23 @@ impl Lane {
             // When nobody waits for the answer any more, nobody would release it either.
             LaneCommand::Hold(held) => self.held = held.send(lsn).is_ok(),
             LaneCommand::Release => self.held = false,
+            LaneCommand::Drain { until, mut done } => {
+                tokio::select! {
+                    passed = self.stream_passed(until) => if !passed {
+                        return Err(End::Stopped);
+                    },
+                    () = done.closed() => return Ok(lsn),
+                }
+                let sealed = *self.plan.spool.sealed.borrow();
+                while reader.place_before(&sealed) {
+                    lsn = self.apply(sink, reader, group, usize::MAX).await?;
+                }
+                while sink.expects() && !done.is_closed() {
+                    lsn = self.arrive(sink, reader, group, lsn).await?;
+                }
+                // Whoever asked may be gone.
+                let _ = done.send(());
+            }
             LaneCommand::Advance { snapshot, until, mut done } => {
                 tokio::select! {
                     passed = self.stream_passed(until) => if !passed {

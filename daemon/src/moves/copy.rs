@@ -13,7 +13,7 @@ use connectors::postgres::snapshot::{self, HeldSnapshot};
 use connectors::postgres::{Error, Result, catalog, client, control, provision, slot};
 use futures_util::future::try_join_all;
 use schemas::config::Target;
-use schemas::record::Fault;
+use schemas::record::{Fault, Published};
 use schemas::{Lsn, TableName};
 use tokio::sync::Semaphore;
 
@@ -52,11 +52,14 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
         // While the source is busy nothing is begun that it has to keep row versions for.
         context.gate.passed_anew().await;
         let held = joined_snapshot(context, moving, record.fresh_xid).await?;
+        let mut shown = Published::default();
         if record.published.is_partitioned() {
             let names: Vec<TableName> = left.iter().map(|owned| owned.table.name.clone()).collect();
-            let shown = slot::published(&held.client, &context.config.source.publication, &names).await?;
-            // Whatever comes or goes after it is a difference to what is copied.
-            moving.update(&context.store, |record| record.published.take_partitions(&shown))?;
+            shown = slot::published(&held.client, &context.config.source.publication, &names).await?;
+            // Known only once a table is copied, and nothing has come or gone meanwhile.
+            moving.update(&context.store, |record| {
+                names.iter().for_each(|name| record.published.forget_partitions(name))
+            })?;
             for owned in &mut left {
                 catalog::take_partitions(&held.client, &mut owned.table).await?;
             }
@@ -74,7 +77,7 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
         let share = Semaphore::new(share as usize);
         let copies = left.iter().map(|owned| async {
             let _share = share.acquire().await.map_err(|_| StepError::Stopped)?;
-            copy_one(context, moving, &target, &held, owned, checkpoint.epoch).await
+            copy_one(context, moving, &target, (&held, &shown), owned, checkpoint.epoch).await
         });
         try_join_all(copies).await?;
         copied = control::read_copied(&client, record.id, &record.tables).await?;
@@ -153,7 +156,7 @@ async fn copy_one(
     context: &Context,
     moving: &Moving,
     target: &Target,
-    held: &HeldSnapshot,
+    (held, shown): (&HeldSnapshot, &Published),
     owned: &Owned,
     epoch: i64,
 ) -> std::result::Result<(), StepError> {
@@ -190,8 +193,8 @@ async fn copy_one(
         let names = std::slice::from_ref(&owned.table.name);
         let asking = client::connect(url, &format!("copy {}", record.id)).await?;
         let now = slot::published(&asking, &context.config.source.publication, names).await?;
-        if !moving.record().published.repartitioned(&now).is_empty() {
-            moving.update(&context.store, |record| record.published.forget_partitions(&owned.table.name))?;
+        if shown.repartitioned(&now).is_empty() {
+            moving.update(&context.store, |record| record.published.take_partitions(&now))?;
         }
     }
     drop(from);

@@ -17,7 +17,7 @@ use schemas::url::PgUrl;
 use schemas::{Lsn, Phase};
 use tokio::sync::mpsc;
 
-use super::{Context, Moving, SpoolLink, StepError, copy, keys, parts, routes};
+use super::{Context, Moving, SpoolLink, StepError, copy, cutover, keys, parts, routes};
 use crate::lane::{Lane, LaneEnded, LanePlan, Origin, Partitions};
 use crate::router::LaneEnd;
 use crate::spool::SpoolWriter;
@@ -264,6 +264,8 @@ pub(super) async fn open_checkpoint(
 
 /// Runs the lane until it is stopped.
 async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
+    // What a daemon left that was killed while it rehearsed.
+    cutover::take_fence_away(context, moving).await?;
     let record = moving.record();
     let target = context.target(&record)?;
     let Some(link) = moving.spool() else {
@@ -330,6 +332,7 @@ async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
 
 /// Drops what the move created, and nothing else.
 async fn drop_target(context: &Context, moving: &Moving) -> Result<(), StepError> {
+    cutover::take_fence_away(context, moving).await?;
     close_lane(context, moving).await?;
     let record = moving.record();
     let target = context.target(&record)?;

@@ -9,12 +9,13 @@ use connectors::postgres::{self, catalog, client, prepare, slot, snapshot};
 use schemas::config::{Isolation, Target};
 use schemas::phase::Event;
 use schemas::record::{Fault, MoveRecord, NamedTarget, OwnServer, Published};
-use schemas::status::{TenantStatus, VerifyReport};
+use schemas::status::{RehearsalReport, TenantStatus, VerifyReport};
 use schemas::tenant::KeyType;
 use schemas::url::{BadUrl, PgUrl};
 use schemas::{Phase, TenantId};
 
 use super::{Entry, Refusal, RefusalKind, Supervisor};
+use crate::moves::cutover::rehearse;
 use crate::moves::verify::verify;
 use crate::moves::{Moving, StepError};
 use crate::store::StoreError;
@@ -175,6 +176,7 @@ impl Supervisor {
             rows_total: 0,
             rows_copied: 0,
             verified_at: None,
+            fenced: false,
         };
         self.context.store.put_move(&record)?;
         let entry = Entry { moving: Arc::new(Moving::new(record.clone())), driver: Arc::new(Mutex::new(None)) };
@@ -279,6 +281,17 @@ impl Supervisor {
         report.map_err(|error| no("verify", tenant, &error.to_string(), "see the daemon's log"))?.map_err(Refusal::from)
     }
 
+    /// A cutover up to the flip.
+    pub async fn rehearse(self: &Arc<Self>, tenant: &str, max_pause: Duration) -> Result<RehearsalReport, Refusal> {
+        let entry = self.find(tenant).ok_or_else(|| not_found(tenant))?;
+        // In a task of its own: the fence is taken away even when nobody waits for the answer any more.
+        let context = Arc::clone(&self.context);
+        let report = tokio::spawn(async move { rehearse(&context, &entry.moving, max_pause).await }).await;
+        report
+            .map_err(|error| no("rehearse", tenant, &error.to_string(), "see the daemon's log"))?
+            .map_err(Refusal::from)
+    }
+
     /// Forgets the move and drops what it created.
     pub async fn cancel(self: &Arc<Self>, tenant: &str) -> Result<TenantStatus, Refusal> {
         let one = self.commands.lock().await;
@@ -346,11 +359,13 @@ fn canonical(owned: &[Owned], tenant: &str) -> Result<TenantId, Refusal> {
 /// In one schema two tables cannot have the same name.
 fn one_name_each(tables: &[Owned]) -> Result<(), Refusal> {
     let mut names = HashSet::new();
-    match tables.iter().find(|owned| !names.insert(&owned.table.name.name)) {
+    let parts = |owned: &'_ Owned| owned.table.partitions.iter().map(|part| part.name.clone()).collect::<Vec<_>>();
+    let mut all = tables.iter().flat_map(|owned| std::iter::once(owned.table.name.clone()).chain(parts(owned)));
+    match all.find(|name| !names.insert(name.name.clone())) {
         None => Ok(()),
         Some(twice) => Err(no(
             "target",
-            &twice.table.name.to_string(),
+            &twice.to_string(),
             "another schema has a table of that name; a tenant's schema can hold only one",
             "move to a database, or exclude one of them",
         )),

@@ -104,7 +104,11 @@ fn tenant_status(moving: &Moving, progress: &Progress, gate: &Gate) -> TenantSta
     TenantStatus {
         server: record.server.as_ref().map(OwnServer::to_string),
         target: record.schema.clone().unwrap_or_else(|| record.database.clone()),
-        phase: record.phase.shown(lag_seconds, moving.verifying.load(Ordering::Relaxed)).to_owned(),
+        phase: match moving.cutover.try_lock() {
+            Err(_) if following => "rehearsing",
+            _ => record.phase.shown(lag_seconds, moving.verifying.load(Ordering::Relaxed)),
+        }
+        .to_owned(),
         isolation: "shared".to_owned(),
         to: if record.to == Isolation::Database { "database" } else { "schema" }.to_owned(),
         rows_copied: moving.rows_copied.load(Ordering::Relaxed),

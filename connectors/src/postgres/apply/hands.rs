@@ -213,7 +213,7 @@ pub(super) async fn fetch(
             forms.entry(name.iter().map(|(form, _)| *form).collect()).or_default().push(name);
         }
         for (forms, names) in forms {
-            fetched += from.fetch(session, targets, source, &forms, &names).await?;
+            fetched += from.fetch(session, (targets, arriving), source, &forms, &names).await?;
         }
     }
     Ok(fetched)
@@ -274,7 +274,7 @@ impl Origin {
     async fn fetch(
         &self,
         session: &mut Session<'_>,
-        targets: &Targets,
+        (targets, arriving): (&Targets, &Arriving),
         source: &TableName,
         forms: &[Form],
         names: &[&Name],
@@ -298,7 +298,8 @@ impl Origin {
         let rows = format!("{named} AND {}", root.filter(&self.tenant));
         let entering = Entering { table: qualified(source), rows };
         let mut fetched = 0;
-        for name in targets.tree(source) {
+        // What is read again as a whole is not what its partitions here say, and may hold rows that are gone.
+        for name in targets.tree(source).into_iter().filter(|name| !whole::awaited(arriving, name)) {
             let condition = tree::below(targets.paths(), &qualified, &name, source, &entering);
             let Some(condition) = condition else { continue };
             fetched += self.read(session, targets, (source, self.owned(&name)?), &condition, &params).await?;

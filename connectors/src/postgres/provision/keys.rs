@@ -25,6 +25,13 @@ impl Key {
     fn described(&self) -> String {
         format!("foreign key {} of {}", self.name, self.table)
     }
+
+    /// Left out where it would be enforced all the time.
+    fn enforced(&self) -> LeftOut {
+        let cause = "the target's role may not set session_replication_role: it would be checked while changes are applied, \
+             out of their order. GRANT SET ON PARAMETER session_replication_role, or add it when the tenant lives there";
+        LeftOut { object: self.described(), cause: cause.to_owned() }
+    }
 }
 
 /// Reads the foreign keys between moved tables. The connection's search_path is another one afterwards.
@@ -47,17 +54,18 @@ pub async fn read(source: &Client, place: &Place, tables: &[&Table]) -> Result<V
     Ok(keys)
 }
 
+/// Whether keys need not be checked in this session.
+async fn may_rest(client: &Client) -> Result<bool> {
+    match client.batch_execute("SET session_replication_role = replica").await.doing("set the session's role") {
+        Err(error) if error.is_transient() => Err(error),
+        set => Ok(set.is_ok()),
+    }
+}
+
 /// Makes those that are not there yet, NOT VALID; those that were not made.
 pub async fn make(client: &mut Client, place: &Place, keys: &[Key]) -> Result<Vec<LeftOut>> {
-    if let Err(error) =
-        client.batch_execute("SET session_replication_role = replica").await.doing("set the session's role")
-    {
-        if error.is_transient() {
-            return Err(error);
-        }
-        let cause = "the target's role may not set session_replication_role: it would be checked while changes are applied, \
-             out of their order. GRANT SET ON PARAMETER session_replication_role, or add it when the tenant lives there";
-        return Ok(keys.iter().map(|key| LeftOut { object: key.described(), cause: cause.to_owned() }).collect());
+    if !may_rest(client).await? {
+        return Ok(keys.iter().map(Key::enforced).collect());
     }
     let mut left_out = Vec::new();
     // One of a partitioned table cannot be NOT VALID before PostgreSQL 18: it is made when the rows fit.
@@ -104,11 +112,17 @@ async fn make_one(client: &mut Client, place: &Place, key: &Key) -> Result<()> {
 /// moment of the source. Reads the tables; writers go on.
 pub async fn validate(client: &mut Client, place: &Place, keys: &[Key]) -> Result<Vec<LeftOut>> {
     let mut left_out = Vec::new();
+    let may_rest = may_rest(client).await?;
+    client.batch_execute("RESET session_replication_role").await.doing("set the session's role")?;
     for key in keys.iter().filter(|key| key.validated) {
         let name = qualified(&place.name(&key.table));
         let doing = || format!("validate {}", key.described());
         let found = client.query_opt(FOUND, &[&name, &key.name]).await.doing(doing())?;
         let held = match found {
+            None if key.partitioned && !may_rest => {
+                left_out.push(key.enforced());
+                continue;
+            }
             None if key.partitioned => make_one(client, place, key).await,
             Some(row) if !row.get::<_, bool>(1) => {
                 let sql = format!("ALTER TABLE {name} VALIDATE CONSTRAINT {}", ident(&key.name));

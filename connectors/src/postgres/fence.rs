@@ -1,0 +1,196 @@
+//! What makes one tenant's writes wait while it is cut over, and refuses them afterwards, inside the database.
+//!
+//! Triggers with a short condition on the tenant's key call one function of the move. It takes a shared advisory lock and
+//! then reads the control row (`carveout.fence`). Who has the exclusive lock holds the tenant's writers; nothing they
+//! do can be committed behind what is committed meanwhile. The forms that fail are in docs/architecture.md, "The fence".
+
+mod install;
+
+use std::time::Duration;
+
+use schemas::url::PgUrl;
+use schemas::{Lsn, MoveId, TenantId};
+use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
+
+use super::policy::Owned;
+use super::snapshot::parse_lsn;
+use super::{Doing, Error, Result, client};
+
+use install::wanting;
+pub use install::{install, remove};
+
+/// SQLSTATE of a write that is refused because its tenant does not live here.
+pub const REFUSED: &str = "TM001";
+/// The class of the advisory locks of fences; the number is the control row's `lock_key`.
+const CLASS: i32 = 77_778;
+/// Serializes whoever gives out a `lock_key`.
+const CREATE_LOCK: &str = "SELECT pg_advisory_xact_lock(77777, 2)";
+/// How long one attempt to get the lock may wait: newcomers queue behind it, on other tenants' locks they hold too.
+const ATTEMPT: Duration = Duration::from_millis(100);
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
+/// The server's word for a lock that was not got in time.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+
+/// Which end of a move the fence stands at. Both may be in one database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Where the tenant comes from.
+    Source,
+    /// Where it goes.
+    Target,
+}
+
+impl End {
+    fn name(self) -> &'static str {
+        match self {
+            End::Source => "source",
+            End::Target => "target",
+        }
+    }
+}
+
+/// The fence of a move at one end.
+#[derive(Clone, Debug)]
+pub struct Fence {
+    /// The move.
+    pub id: MoveId,
+    /// The name of the state directory that the move belongs to.
+    pub owner: String,
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The end.
+    pub end: End,
+}
+
+/// The control row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Whether the tenant may write here.
+    pub open: bool,
+    /// Raised by each flip.
+    pub epoch: i64,
+    lock_key: i32,
+}
+
+impl Row {
+    /// The function that the triggers call, and what their names begin with. Moves of two daemons may have one number.
+    fn function(self) -> String {
+        format!("fence_{}", self.lock_key)
+    }
+}
+
+impl Fence {
+    /// The control row; `None` where it was not made. An error where it is of another move.
+    pub async fn read(&self, client: &Client) -> Result<Option<Row>> {
+        let sql = "SELECT state = 'open', epoch, lock_key, (move, owner) = ($3, $4), move, owner
+                     FROM carveout.fence WHERE tenant = $1 AND side = $2";
+        let values: [&(dyn ToSql + Sync); 4] = [&self.tenant.0, &self.end.name(), &self.id.to_string(), &self.owner];
+        let Some(row) = client.query_opt(sql, &values).await.doing(self.doing("read"))? else { return Ok(None) };
+        if row.get(3) {
+            return Ok(Some(Row { open: row.get(0), epoch: row.get(1), lock_key: row.get(2) }));
+        }
+        let (id, owner): (&str, &str) = (row.get(4), row.get(5));
+        let why =
+            format!("carveout.fence has one of move {id} of another state directory ({owner}); cancel that move there");
+        Err(Error::state(self.doing("read"), why))
+    }
+
+    /// Makes the control row where it is missing.
+    pub async fn create(&self, client: &mut Client, open: bool) -> Result<Row> {
+        let doing = || self.doing("make");
+        let tx = client.transaction().await.doing(doing())?;
+        tx.batch_execute(CREATE_LOCK).await.doing(doing())?;
+        let sql = "INSERT INTO carveout.fence (tenant, side, move, owner, state, lock_key)
+                   SELECT $1, $2, $3, $4, $5, coalesce(max(lock_key), 0) + 1 FROM carveout.fence
+                       ON CONFLICT (tenant, side) DO NOTHING";
+        let state = if open { "open" } else { "shut" };
+        let values: [&(dyn ToSql + Sync); 5] =
+            [&self.tenant.0, &self.end.name(), &self.id.to_string(), &self.owner, &state];
+        tx.execute(sql, &values).await.doing(doing())?;
+        tx.commit().await.doing(doing())?;
+        self.read(client).await?.ok_or_else(|| Error::state(self.doing("make"), "its row in carveout.fence is gone"))
+    }
+
+    /// Holds the tenant's writers on a connection of its own: they queue until it is released. Nobody has to: when the
+    /// connection is gone, or has been silent for `deadline`, the server does. Waits for the tenant's open
+    /// transactions, at most for `patience`.
+    pub async fn hold(&self, url: &PgUrl, deadline: Duration, patience: Duration) -> Result<Held> {
+        let client = client::connect(url, &format!("fence {}", self.id)).await?;
+        let row = self.read(&client).await?;
+        let row = row.filter(|row| row.open).ok_or_else(|| Error::state(self.doing("hold"), "it is not open"))?;
+        let begin = format!(
+            "BEGIN; SET LOCAL lock_timeout = '{}ms'; SET LOCAL idle_in_transaction_session_timeout = '{}ms'; \
+             SELECT pg_advisory_xact_lock({CLASS}, {})",
+            ATTEMPT.as_millis(),
+            deadline.as_millis(),
+            row.lock_key
+        );
+        let began = std::time::Instant::now();
+        loop {
+            let Err(error) = client.batch_execute(&begin).await.doing(self.doing("hold")) else { break };
+            client.batch_execute("ROLLBACK").await.doing(self.doing("hold"))?;
+            match error.sqlstate() {
+                Some(LOCK_NOT_AVAILABLE) if began.elapsed() < patience => tokio::time::sleep(BETWEEN_ATTEMPTS).await,
+                Some(LOCK_NOT_AVAILABLE) => return Err(self.busy(&client, row).await),
+                _ => return Err(error),
+            }
+        }
+        // What it read before the lock may be old.
+        match self.read(&client).await? {
+            Some(now) if now == row => Ok(Held { client, fence: self.clone(), row }),
+            _ => Err(Error::state(self.doing("hold"), "another daemon has changed it")),
+        }
+    }
+
+    /// Who keeps the lock from us.
+    async fn busy(&self, client: &Client, row: Row) -> Error {
+        let sql = "SELECT coalesce(string_agg(DISTINCT coalesce(l.pid::text, 'a prepared transaction'), ', '), 'nobody any more')
+                     FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+                      AND l.classid = $1::int::oid AND l.objid = $2::int::oid
+                      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        let holders = match client.query_one(sql, &[&CLASS, &row.lock_key]).await {
+            Ok(row) => row.get(0),
+            Err(_) => "not known".to_owned(),
+        };
+        let why = format!("transactions of the tenant stay open (pid: {holders}); end them, or try again later");
+        Error::connection(self.doing("hold"), why)
+    }
+
+    fn doing(&self, what: &str) -> String {
+        format!("{what} the fence of {} at the {}", self.id, self.end.name())
+    }
+}
+
+/// The tenant's writers are held. Dropped, they go on.
+pub struct Held {
+    client: Client,
+    fence: Fence,
+    row: Row,
+}
+
+impl Held {
+    /// Commits a message behind everything that the tenant has committed: none can follow it while this is held. On
+    /// another connection. Returns a position that the stream passes only with all of that.
+    pub async fn barrier(&self, client: &Client) -> Result<Lsn> {
+        let sql = "SELECT pg_logical_emit_message(true, 'carveout.barrier', $1)::text";
+        let said = format!("{}:{}", self.fence.id, self.row.epoch);
+        let row = client.query_one(sql, &[&said]).await.doing(self.fence.doing("write the barrier of"))?;
+        parse_lsn(row.get(0))
+    }
+
+    /// Whether the server still holds them. Restarts its count of silence.
+    pub async fn is_held(&self) -> bool {
+        self.client.batch_execute("SELECT").await.is_ok()
+    }
+
+    /// The tables whose triggers are not as they have to be.
+    pub async fn wanting(&self, tables: &[Owned]) -> Result<Vec<String>> {
+        wanting(&self.client, self.row, tables).await
+    }
+
+    /// Lets the writers go on, as if nothing had been.
+    pub async fn release(self) -> Result<()> {
+        self.client.batch_execute("ROLLBACK").await.doing(self.fence.doing("release"))
+    }
+}

@@ -1,0 +1,194 @@
+//! The fence's functions and triggers: made table by table, each in a short transaction of its own.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use schemas::TableName;
+use tokio_postgres::Client;
+
+use super::super::policy::{Owned, Path};
+use super::super::quote::{ident, literal, table as qualified};
+use super::super::{Doing, Error, Result};
+use super::{CLASS, Fence, LOCK_NOT_AVAILABLE, REFUSED, Row};
+
+/// How long one table's triggers may wait for its writers: others queue behind that.
+const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '50ms'";
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
+
+/// Puts the fence around the tables, or completes it. Those that other rows say the tenant of come last: their triggers cost
+/// every tenant's writers most. Tries each table for `patience`.
+pub async fn install(client: &mut Client, fence: &Fence, tables: &[Owned], patience: Duration) -> Result<()> {
+    let row = fence.create(client, true).await?;
+    for (name, sql) in functions(fence, row, tables) {
+        client.batch_execute(&sql).await.doing(format!("make function carveout.{name}"))?;
+    }
+    let wanting: HashSet<String> = wanting(client, row, tables).await?.into_iter().collect();
+    for owned in from_the_top(tables).iter().filter(|owned| wanting.contains(&owned.table.name.to_string())) {
+        let sql = triggers(fence, row, owned);
+        at_leisure(client, &owned.table.name, &sql, patience).await?;
+    }
+    Ok(())
+}
+
+/// Takes it away, with its row: what costs most first. What there is, the catalogs say, whatever has become of the tables.
+pub async fn remove(client: &mut Client, fence: &Fence, patience: Duration) -> Result<()> {
+    let Some(row) = fence.read(client).await? else { return Ok(()) };
+    let sql = "WITH ours AS (SELECT oid, proname FROM pg_proc WHERE pronamespace = to_regnamespace('carveout') AND proname ~ $1)
+         SELECT n.nspname::text, c.relname::text, string_agg(g.tgname::text, ',' ORDER BY g.tgname)
+           FROM pg_trigger g JOIN ours o ON o.oid = g.tgfoid JOIN pg_class c ON c.oid = g.tgrelid
+           JOIN pg_namespace n ON n.oid = c.relnamespace
+          WHERE g.tgparentid = 0
+          GROUP BY 1, 2 ORDER BY max(o.proname) DESC, 1, 2";
+    let ours = format!("^{}(_[0-9]+)?$", row.function());
+    for row in client.query(sql, &[&ours]).await.doing(fence.doing("look at"))? {
+        let (table, triggers): (_, String) =
+            (TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)), row.get(2));
+        let drop =
+            triggers.split(',').map(|name| format!("DROP TRIGGER IF EXISTS {} ON {}", ident(name), qualified(&table)));
+        at_leisure(client, &table, &drop.collect::<Vec<_>>().join("; "), patience).await?;
+    }
+    let functions =
+        "SELECT proname::text FROM pg_proc WHERE pronamespace = to_regnamespace('carveout') AND proname ~ $1";
+    for row in client.query(functions, &[&ours]).await.doing(fence.doing("look at"))? {
+        let name: String = row.get(0);
+        let sql = format!("DROP FUNCTION IF EXISTS carveout.{}()", ident(&name));
+        client.batch_execute(&sql).await.doing(format!("drop function carveout.{name}"))?;
+    }
+    let sql = "DELETE FROM carveout.fence WHERE tenant = $1 AND side = $2";
+    client.execute(sql, &[&fence.tenant.0, &fence.end.name()]).await.doing(fence.doing("remove"))?;
+    Ok(())
+}
+
+/// The tables where a trigger is missing, or does not always fire, on the table itself or on a partition.
+pub(super) async fn wanting(client: &Client, row: Row, tables: &[Owned]) -> Result<Vec<String>> {
+    let fenced: Vec<&TableName> =
+        tables.iter().filter(|owned| !matches!(owned.path, Path::Reference)).map(|owned| &owned.table.name).collect();
+    let names: Vec<String> = fenced.iter().map(|name| qualified(name)).collect();
+    let sql = "WITH RECURSIVE tree(root, id) AS (
+                 SELECT name, to_regclass(name)::oid FROM unnest($1::text[]) name
+                 UNION ALL
+                 SELECT t.root, i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.id)
+               SELECT DISTINCT t.root FROM tree t, unnest($2::text[]) trigger
+                WHERE NOT EXISTS (SELECT FROM pg_trigger g
+                        WHERE g.tgrelid = t.id AND g.tgname = trigger AND g.tgenabled = 'A'
+                          AND g.tgfoid IN (SELECT p.oid FROM pg_proc p WHERE p.pronamespace = to_regnamespace('carveout')
+                                              AND starts_with(p.proname, $3)))";
+    let triggers: Vec<String> = self::names(row).collect();
+    let rows = client.query(sql, &[&names, &triggers, &row.function()]).await.doing("look at a fence")?;
+    let wanting: HashSet<String> = rows.iter().map(|row| row.get(0)).collect();
+    let wanting = fenced.into_iter().filter(|name| wanting.contains(&qualified(name)));
+    Ok(wanting.map(TableName::to_string).collect())
+}
+
+/// Runs a table's statements in one transaction, again and again while its writers are in the way.
+async fn at_leisure(client: &mut Client, table: &TableName, sql: &str, patience: Duration) -> Result<()> {
+    let doing = || format!("change the fence around {table}");
+    let began = Instant::now();
+    loop {
+        let Err(error) = client.batch_execute(&format!("BEGIN; {LOCK_TIMEOUT}; {sql}; COMMIT")).await.doing(doing())
+        else {
+            return Ok(());
+        };
+        client.batch_execute("ROLLBACK").await.doing(doing())?;
+        match error.sqlstate() {
+            Some(LOCK_NOT_AVAILABLE) if began.elapsed() < patience => tokio::time::sleep(BETWEEN_ATTEMPTS).await,
+            Some(LOCK_NOT_AVAILABLE) => {
+                let why = "a transaction that has written it stays open; end it, or try again at a quieter time";
+                return Err(Error::connection(doing(), why));
+            }
+            _ => return Err(error),
+        }
+    }
+}
+
+/// The tables that have a fence, each behind the one that says whose its rows are.
+fn from_the_top(tables: &[Owned]) -> Vec<&Owned> {
+    let mut fenced: Vec<&Owned> = tables.iter().filter(|owned| !matches!(owned.path, Path::Reference)).collect();
+    fenced.sort_by_key(|owned| owned.depth());
+    fenced
+}
+
+/// The names of a table's triggers.
+fn names(row: Row) -> impl Iterator<Item = String> {
+    let function = row.function();
+    ["insert", "update", "delete", "truncate"].into_iter().map(move |event| format!("carveout_{function}_{event}"))
+}
+
+/// One function for tables that name the tenant and for TRUNCATE, and one for each of the others.
+fn functions(fence: &Fence, row: Row, tables: &[Owned]) -> Vec<(String, String)> {
+    let plain = (row.function(), function(fence, row, &row.function(), ""));
+    let others = from_the_top(tables).into_iter().filter(|owned| owned.depth() > 0).map(|owned| {
+        let name = via_function(row, owned);
+        let own = |row| owned.condition(row, &fence.tenant);
+        let passes = format!("IF NOT (({}) OR ({})) THEN RETURN NULL; END IF;", own("NEW"), own("OLD"));
+        let sql = function(fence, row, &name, &passes);
+        (name, sql)
+    });
+    std::iter::once(plain).chain(others).collect()
+}
+
+fn via_function(row: Row, owned: &Owned) -> String {
+    format!("{}_{}", row.function(), owned.table.oid)
+}
+
+/// VOLATILE, so that each statement in it sees what is committed by then. Without `SET search_path`, which would cost more
+/// than the rest: every name has its schema. The writer must not be able to touch the control row, so it runs as its owner.
+fn function(fence: &Fence, row: Row, name: &str, passes: &str) -> String {
+    let (lock_key, detail) = (row.lock_key, literal(&format!("carveout move {}", fence.id)));
+    let said = literal(&format!("tenant {} does not live here", fence.tenant.0));
+    let body = format!(
+        "DECLARE s text;
+BEGIN
+  {passes}
+  PERFORM pg_catalog.pg_advisory_xact_lock_shared({CLASS}, {lock_key});
+  IF pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.=) 'read committed' THEN
+    SELECT f.state INTO s FROM carveout.fence f WHERE f.lock_key OPERATOR(pg_catalog.=) {lock_key};
+  ELSE
+    SELECT f.state INTO s FROM carveout.fence f WHERE f.lock_key OPERATOR(pg_catalog.=) {lock_key} FOR SHARE;
+  END IF;
+  IF s OPERATOR(pg_catalog.=) 'open' THEN RETURN NULL; END IF;
+  IF s IS NULL AND pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.<>) 'read committed' THEN
+    RAISE EXCEPTION USING ERRCODE = '40001', MESSAGE = 'could not serialize access: the fence is younger than the snapshot',
+      DETAIL = {detail};
+  END IF;
+  RAISE EXCEPTION USING ERRCODE = '{REFUSED}', MESSAGE = {said}, DETAIL = {detail},
+    HINT = 'Look up carveout.tenant_routes and write there.';
+END"
+    );
+    format!(
+        "CREATE OR REPLACE FUNCTION carveout.{}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS {}",
+        ident(name),
+        literal(&body)
+    )
+}
+
+/// AFTER, for a BEFORE trigger locks every row first, whosever it is, and sees the tenant before other triggers have set it.
+fn triggers(fence: &Fence, row: Row, owned: &Owned) -> String {
+    let table = qualified(&owned.table.name);
+    let function = if owned.depth() == 0 { row.function() } else { via_function(row, owned) };
+    let when = |rows: &[&str]| {
+        let own: Vec<String> = rows.iter().map(|row| owned.condition(row, &fence.tenant)).collect();
+        if owned.depth() == 0 { format!("WHEN ({})", own.join(" OR ")) } else { String::new() }
+    };
+    let events = [("AFTER INSERT", &["NEW"][..]), ("AFTER UPDATE", &["OLD", "NEW"]), ("AFTER DELETE", &["OLD"])];
+    let rows = events.into_iter().map(|(event, rows)| {
+        (event, format!("FOR EACH ROW {} EXECUTE FUNCTION carveout.{}()", when(rows), ident(&function)))
+    });
+    let partitions = owned.table.partitions.iter().map(|partition| qualified(&partition.name));
+    let places: Vec<String> = std::iter::once(table.clone()).chain(partitions).collect();
+    let mut sql: Vec<String> = rows
+        .zip(names(row))
+        .map(|((event, what), name)| format!("CREATE OR REPLACE TRIGGER {} {event} ON {table} {what}", ident(&name)))
+        .collect();
+    // The triggers for rows are a partition's too; the one for TRUNCATE is not.
+    for place in &places {
+        let truncate = names(row).last().unwrap_or_default();
+        sql.push(format!(
+            "CREATE OR REPLACE TRIGGER {} BEFORE TRUNCATE ON {place} FOR EACH STATEMENT EXECUTE FUNCTION carveout.{}()",
+            ident(&truncate),
+            ident(&row.function())
+        ));
+        sql.extend(names(row).map(|name| format!("ALTER TABLE {place} ENABLE ALWAYS TRIGGER {}", ident(&name))));
+    }
+    sql.join("; ")
+}
