@@ -176,6 +176,8 @@ pub struct Moving {
     pub rows_copied: AtomicU64,
     /// Whether both sides are being compared now.
     pub verifying: AtomicBool,
+    /// Whether a cutover is rehearsed now.
+    pub rehearsing: AtomicBool,
     /// Held by whoever cuts it over, or rehearses that.
     pub cutover: tokio::sync::Mutex<()>,
     /// Rows that the last comparison in this run found different.
@@ -197,6 +199,7 @@ impl Moving {
             lane: Mutex::new(None),
             meter: Arc::default(),
             verifying: AtomicBool::new(false),
+            rehearsing: AtomicBool::new(false),
             cutover: tokio::sync::Mutex::new(()),
             differences: Mutex::new(None),
             left_out: Mutex::new(Vec::new()),

@@ -24,7 +24,7 @@ use writers::{Kind, Tally, Writers};
 
 const SETUP: &str = include_str!("fence/tables.sql");
 const TENANT: &str = "7";
-const CYCLES: u32 = 200;
+const CYCLES: u32 = 150;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Rig {

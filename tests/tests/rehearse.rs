@@ -147,7 +147,7 @@ async fn a_rehearsal_that_cannot_be_says_why_and_lets_go() -> Result<()> {
         });
         ended.and(cancelled)
     });
-    stopped?.assert(1, &[])?;
+    stopped?.assert(1, &["cancelled meanwhile"])?;
     cancelled?.assert(0, &["cancelled"])?;
     ensure!(desk.ask(FENCES).await? == "0", "a fence stayed");
     daemon.assert_no_errors(&["stays open"])

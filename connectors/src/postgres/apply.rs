@@ -178,7 +178,12 @@ impl PostgresSink {
 
     async fn fetch_open(&mut self, from: &Origin) -> Result<u64> {
         let mut session = Session { client: &self.client, statements: &mut self.statements };
-        let rows = hands::fetch(&mut session, &self.targets, &self.arriving, from).await?;
+        let rows = hands::fetch(&mut session, &self.targets, &self.arriving, from).await;
+        // A partition came that nobody has looked at yet: it is made when this is tried again.
+        let rows = rows.map_err(|error| match error.lacks_partition() {
+            true => Error::connection("read rows that came", error),
+            false => error,
+        })?;
         control::forget_arriving(&self.client, self.id).await?;
         control::advance_checkpoint(&self.client, self.id, self.epoch, self.lsn, self.lsn).await?;
         Ok(rows)

@@ -1,7 +1,7 @@
 //! The cutover: one straight function. This version has it up to the flip, as `rehearse`; its steps have the names of the
 //! model's (`tests/tests/cutover/steps.rs`).
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use connectors::postgres::fence::{self, End, Fence};
@@ -41,11 +41,7 @@ fn millis(time: Duration) -> f64 {
 
 /// Everything of a cutover but the flip: verifies, holds the tenant's writers for at most `max_pause` until the target has
 /// all that they wrote, and lets them go on.
-pub async fn rehearse(
-    context: &Context,
-    moving: &Arc<Moving>,
-    max_pause: Duration,
-) -> Result<RehearsalReport, StepError> {
+pub async fn rehearse(context: &Context, moving: &Moving, max_pause: Duration) -> Result<RehearsalReport, StepError> {
     let record = moving.record();
     let _one = moving
         .cutover
@@ -58,6 +54,40 @@ pub async fn rehearse(
         let why = format!("transaction {skipped} was left out, and no clean verify has come after it");
         return Err(not_ready(&record, &why, "mend the target, then `carveout verify`"));
     }
+    let _rehearsing = Rehearsing::of(moving);
+    let stop = moving.stop.subscribe();
+    let done = tokio::select! {
+        done = up_to_the_flip(context, moving, max_pause) => done,
+        // What it holds goes with it.
+        () = stop::told(&stop) => {
+            Err(not_ready(&record, "it was paused or cancelled meanwhile, or the daemon stops", "carveout status"))
+        }
+    };
+    if let Err(error) = take_fence_away(context, moving).await {
+        // It is open, so it only costs; the next start, rehearsal or cancel takes it away.
+        tracing::warn!(%error, id = %record.id, "the fence could not be taken away yet");
+    }
+    done
+}
+
+/// For the status.
+struct Rehearsing<'a>(&'a Moving);
+
+impl Rehearsing<'_> {
+    fn of(moving: &Moving) -> Rehearsing<'_> {
+        moving.rehearsing.store(true, Ordering::Relaxed);
+        Rehearsing(moving)
+    }
+}
+
+impl Drop for Rehearsing<'_> {
+    fn drop(&mut self) {
+        self.0.rehearsing.store(false, Ordering::Relaxed);
+    }
+}
+
+async fn up_to_the_flip(context: &Context, moving: &Moving, max_pause: Duration) -> Result<RehearsalReport, StepError> {
+    let record = moving.record();
     let mut steps = Steps { since: Instant::now(), took: Vec::new() };
     if !verify(context, moving).await?.equal {
         return Err(not_ready(&record, "source and target are not equal", "`carveout verify` names the rows"));
@@ -65,17 +95,7 @@ pub async fn rehearse(
     steps.took("verify");
     let tables = context.tables(&record.tables).await?;
     moving.update(&context.store, |record| record.fenced = true)?;
-    let stop = moving.stop.subscribe();
-    let done = tokio::select! {
-        done = behind_the_fence(context, moving, &tables, max_pause, steps) => done,
-        // What it holds goes with it.
-        () = stop::told(&stop) => Err(StepError::Stopped),
-    };
-    if let Err(error) = take_fence_away(context, moving).await {
-        // It is open, so it only costs; the next start, rehearsal or cancel takes it away.
-        tracing::warn!(%error, id = %record.id, "the fence could not be taken away yet");
-    }
-    done
+    behind_the_fence(context, moving, &tables, max_pause, steps).await
 }
 
 async fn behind_the_fence(

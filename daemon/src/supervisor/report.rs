@@ -104,9 +104,9 @@ fn tenant_status(moving: &Moving, progress: &Progress, gate: &Gate) -> TenantSta
     TenantStatus {
         server: record.server.as_ref().map(OwnServer::to_string),
         target: record.schema.clone().unwrap_or_else(|| record.database.clone()),
-        phase: match moving.cutover.try_lock() {
-            Err(_) if following => "rehearsing",
-            _ => record.phase.shown(lag_seconds, moving.verifying.load(Ordering::Relaxed)),
+        phase: match moving.rehearsing.load(Ordering::Relaxed) {
+            true => "rehearsing",
+            false => record.phase.shown(lag_seconds, moving.verifying.load(Ordering::Relaxed)),
         }
         .to_owned(),
         isolation: "shared".to_owned(),

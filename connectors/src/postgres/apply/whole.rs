@@ -78,15 +78,12 @@ pub(super) async fn fetch(
     session.client.batch_execute(&empty).await.doing(doing())?;
     partitions::alike(session.client, &owned.table, target).await?;
     let filter = owned.filter(&from.tenant);
-    let rows = copy::pour(&from.held.client, session.client, &owned.table, &filter, target).await;
-    let came = |why: String| Error::connection(format!("read {source} again"), why);
-    // A partition came in this moment: it is made when this is tried again.
-    let rows = rows.map_err(|error| if error.lacks_partition() { came(error.to_string()) } else { error })?;
-    // Or its rows found a place without it. What was read cannot go while the snapshot is held, so that it is seen here.
+    let rows = copy::pour(&from.held.client, session.client, &owned.table, &filter, target).await?;
+    // A partition may have come in this moment. What was read cannot go while the snapshot is held: it is seen here.
     let shown = catalog::partition_numbers(&from.held.client, &owned.table).await?;
     let now = catalog::partition_numbers(&client::connect(&from.url, "arrive").await?, &owned.table).await?;
     match now.is_subset(&shown) {
         true => Ok(rows),
-        false => Err(came("a partition came meanwhile".to_owned())),
+        false => Err(Error::connection(format!("read {source} again"), "a partition came meanwhile")),
     }
 }
