@@ -117,8 +117,7 @@ impl SpoolState {
     /// Whether rows have arrived that the target does not hold yet; `before` is where it held everything. Where no
     /// transaction waits that could have brought them, they count from `now` on, by the source's clock.
     pub fn set_lacks_rows(&self, lacks: bool, before: Lsn, now: i64) {
-        let since = if self.caught_up() { now } else { self.oldest.load(Ordering::Relaxed) };
-        let since = (since, before);
+        let since = (if self.caught_up() { now } else { self.oldest.load(Ordering::Relaxed) }, before);
         let mut arriving = self.arriving.lock().unwrap_or_else(PoisonError::into_inner);
         *arriving = lacks.then(|| arriving.unwrap_or(since));
     }
