@@ -5,6 +5,8 @@
 mod cancel;
 mod check;
 mod client;
+mod complete;
+mod cutover;
 mod exit;
 mod format;
 mod hold;
@@ -16,7 +18,7 @@ mod moves;
 mod output;
 mod prepare;
 mod progress;
-mod rehearse;
+
 mod run;
 mod status;
 mod verify;
@@ -24,6 +26,7 @@ mod verify;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::moves::cutover::Wish;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -114,7 +117,20 @@ enum Command {
     Verify(Tenant),
     /// A cutover up to, not including, the flip: says how long the tenant's writers would wait; they go on afterwards
     #[command(after_help = "Example:\n  carveout rehearse 42\n  carveout rehearse 42 --max-pause 500ms")]
-    Rehearse(rehearse::Options),
+    Rehearse(cutover::Options),
+    /// Move the tenant's writes to the target: they wait for a moment, then they are told where it lives
+    #[command(
+        after_help = "Example:\n  carveout rehearse 42 && carveout cutover 42\n  carveout cutover 42 --max-pause 500ms"
+    )]
+    Cutover(cutover::Options),
+    /// After a cutover: move the writes back, with all that was written in the target
+    #[command(after_help = "Example:\n  carveout rollback 42\n  carveout rollback 42 --max-pause 500ms")]
+    Rollback(cutover::Options),
+    /// End a move: nothing flows back any more, and the tenant's rows at the source are deleted
+    #[command(
+        after_help = "Example:\n  carveout complete 42\n  carveout complete 42 --keep-source\n  carveout complete 42 --report markdown > move-42.md"
+    )]
+    Complete(complete::Options),
     /// Hold a move: its copy and its target stand, its changes gather in the spool
     #[command(after_help = "Example:\n  carveout pause 42")]
     Pause(Tenant),
@@ -151,7 +167,10 @@ pub fn main() -> ExitCode {
         Command::Status(options) => status::run(&global, &options),
         Command::Move(options) => moves::run(&global, &options),
         Command::Verify(tenant) => verify::run(&global, &tenant),
-        Command::Rehearse(options) => rehearse::run(&global, &options),
+        Command::Rehearse(options) => cutover::run(&global, Wish::Rehearse, &options),
+        Command::Cutover(options) => cutover::run(&global, Wish::CutOver, &options),
+        Command::Rollback(options) => cutover::run(&global, Wish::RollBack, &options),
+        Command::Complete(options) => complete::run(&global, &options),
         Command::Pause(tenant) => hold::pause(&global, &tenant),
         Command::Resume(options) => hold::resume(&global, &options),
         Command::Cancel(tenant) => cancel::run(&global, &tenant),

@@ -1,11 +1,12 @@
-//! `carveout demo`: the whole way on private clusters. An application writes to a shared database all the time;
+//! `carveout demo`: the whole life of a move on private clusters. An application writes to a shared database all the time;
 //! one tenant moves into a schema of it, one into a database on another server; the daemon is killed in the middle;
-//! both sides are compared while the load runs and after it.
+//! both sides are compared while the load runs and after it. Then the writes move, come back, move again, and the moves end.
 //!
 //! Everything goes through the built program's own commands, as a user would type them. The application is the shop;
 //! with `--pgbench` it is pgbench's own script on its own tables.
 
 pub mod cluster;
+mod follow;
 mod scene;
 pub mod shop;
 
@@ -17,6 +18,9 @@ use scene::{Play, Scene};
 
 /// How long a phase may take before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Writes of the application between two steps.
+const SOME_WRITES: u64 = 200;
 
 /// Options of `carveout demo`.
 #[derive(Clone, Debug, clap::Args)]
@@ -74,7 +78,8 @@ fn show(options: &Options) -> Result<bool> {
     load.stop().context("the application must not see an error")?;
     scene.say("the load has stopped, without a failed transaction");
     equal &= compare(&scene, &play, "after the load")?;
-    report(&scene, &play, in_step, most_lag, equal)?;
+    let lives = move_the_writes(&scene, &play)?;
+    report(&scene, &play, in_step, most_lag, &lives, equal)?;
     if options.keep {
         println!("servers and daemon keep running; the page: {}/", scene.url());
         println!("configuration: {}; end with Ctrl-C", scene.config().display());
@@ -82,6 +87,25 @@ fn show(options: &Options) -> Result<bool> {
     }
     scene.stop_daemon()?;
     Ok(equal)
+}
+
+/// The writes of each tenant move to its target and back and there again, while an application follows them; then its move ends.
+fn move_the_writes(scene: &Scene, play: &Play) -> Result<Vec<String>> {
+    let mut said = Vec::new();
+    for (tenant, to) in &play.moves {
+        let application = scene.start_application(play, tenant)?;
+        application.progress(SOME_WRITES, false)?;
+        for (command, moved) in [("rehearse", false), ("cutover", true), ("rollback", false), ("cutover", true)] {
+            scene.say(&format!("{command}: tenant {tenant} ({to})"));
+            said.push(format!("  {command}: {}", scene.last_line(&[command, tenant])?));
+            application.progress(SOME_WRITES, moved)?;
+        }
+        scene.say(&format!("complete: tenant {tenant}"));
+        print!("{}", String::from_utf8_lossy(&scene.try_carveout(&["complete", tenant])?.stdout));
+        application.progress(SOME_WRITES, true)?;
+        said.push(format!("  its application: {}", application.stop().context("the application")?));
+    }
+    Ok(said)
 }
 
 fn compare(scene: &Scene, play: &Play, when: &str) -> Result<bool> {
@@ -100,7 +124,7 @@ fn compare(scene: &Scene, play: &Play, when: &str) -> Result<bool> {
 }
 
 /// What was shown, in a few lines.
-fn report(scene: &Scene, play: &Play, in_step: Duration, most_lag: f64, equal: bool) -> Result<()> {
+fn report(scene: &Scene, play: &Play, in_step: Duration, most_lag: f64, lives: &[String], equal: bool) -> Result<()> {
     let status = scene.status()?;
     println!("\n{} tenants in one database; moved while {} wrote:", play.tenants, play.load);
     for tenant in &status.tenants {
@@ -115,6 +139,8 @@ fn report(scene: &Scene, play: &Play, in_step: Duration, most_lag: f64, equal: b
         "lag afterwards: at most {most_lag:.1} s; one slot, {} KiB of log kept",
         status.source.retained_bytes.unwrap_or(0) / 1024
     );
+    println!("an application that follows the routes, while its tenant's writes moved there, back, and there again:");
+    lives.iter().for_each(|line| println!("{line}"));
     println!("{}", if equal { "everything compared equal" } else { "THE SIDES DIFFER" });
     Ok(())
 }

@@ -85,6 +85,7 @@ fn router(supervisor: Weak<Supervisor>, token: Token) -> Router {
         .route("/v1/status", get(tenants::status))
         .route("/v1/tenants", get(tenants::list))
         .route("/v1/tenants/{tenant}", get(tenants::one))
+        .route("/v1/tenants/{tenant}/route", get(tenants::route))
         .route("/v1/tenants/{tenant}/{command}", post(tenants::command))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)

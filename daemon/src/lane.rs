@@ -11,11 +11,11 @@ mod hold;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use connectors::postgres::Error;
-use connectors::postgres::apply::{Mode, PostgresSink, Sink, SinkPlan};
+use connectors::postgres::apply::{Changed, Mode, PostgresSink, Sink, SinkPlan};
 use connectors::postgres::control::Copied;
 use prometheus_client::metrics::histogram::Histogram;
 use schemas::record::{Fault, Published};
@@ -106,6 +106,13 @@ pub enum LaneCommand {
         /// The target holds all of them.
         done: oneshot::Sender<()>,
     },
+    /// From here on, note the rows that are changed there and nowhere else, as long as somebody has it.
+    Note {
+        /// Where.
+        changed: Weak<Changed>,
+        /// It is; what was noted elsewhere is closed.
+        done: oneshot::Sender<()>,
+    },
     /// Go on.
     Release,
 }
@@ -158,6 +165,7 @@ pub struct Lane {
     partitions: Partitions,
     stop: watch::Receiver<bool>,
     held: bool,
+    changed: Weak<Changed>,
     outlook: Outlook,
     /// Whether this run has compared target, spool and record.
     compared: bool,
@@ -183,6 +191,7 @@ impl Lane {
             partitions,
             stop,
             held: false,
+            changed: Weak::new(),
             outlook: Outlook::default(),
             compared: false,
         }
@@ -252,6 +261,7 @@ impl Lane {
         let began = Instant::now();
         self.outlook = Outlook::default();
         let mut sink = PostgresSink::open(&self.plan.sink).await?;
+        sink.note(Weak::clone(&self.changed));
         let mut lsn = sink.position().await?;
         self.compare(lsn)?;
         self.compared = true;

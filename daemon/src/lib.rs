@@ -6,6 +6,7 @@ pub mod clock;
 pub mod demo;
 pub mod http;
 pub mod lane;
+mod lanes;
 pub mod load;
 pub mod metrics;
 pub mod moves;

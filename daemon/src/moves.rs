@@ -2,11 +2,17 @@
 //!
 //! Every phase is stored before its first side effect, and every step can be run twice.
 
+pub mod complete;
 mod copy;
 pub mod cutover;
 mod driver;
+pub mod hooks;
+
 mod keys;
 mod parts;
+mod recheck;
+pub mod reverse;
+mod sequences;
 pub mod verify;
 
 use std::path::PathBuf;
@@ -20,11 +26,12 @@ use connectors::postgres::provision::parts::{LeftOut, Place};
 use connectors::postgres::{self, catalog, client, policy};
 use schemas::config::{Config, Target};
 use schemas::phase::Event;
-use schemas::record::{AckRecord, Fault, MoveRecord, OwnServer, Published};
+use schemas::record::{AckRecord, Fault, Milestone, MoveRecord, OwnServer, Published};
 use schemas::url::{BadUrl, PgUrl};
 use schemas::{Lsn, MoveId, Phase, TableName};
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use crate::clock;
 use crate::lane::{LaneCommand, LaneMeter};
 use crate::load::Gate;
 use crate::metrics::{Metrics, Numbers};
@@ -34,6 +41,7 @@ use crate::spool::SpoolState;
 use crate::store::{Store, StoreError};
 use crate::throttle::Throttle;
 pub use driver::drive;
+use reverse::Reverse;
 
 const CANCEL: &str = "cancel the move";
 /// After a start every lane has questions to the source: so many ask at a time.
@@ -68,7 +76,9 @@ pub struct Context {
     /// What the source publishes of the moves' tables, and how often that has been looked at.
     pub published: watch::Sender<(u64, Published)>,
     /// What is measured.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
+    /// Of a lane back with a pipeline of its own: what reads the source.
+    pub home: Option<Arc<Context>>,
 }
 
 impl Context {
@@ -77,8 +87,46 @@ impl Context {
         self.config.state_dir.join("spool").join(id.to_string())
     }
 
-    /// Where a tenant goes, by the configuration as it is now, and server and names as they were planned.
+    /// What reads the source.
+    pub fn home(&self) -> &Context {
+        self.home.as_deref().unwrap_or(self)
+    }
+
+    /// The same for another pipeline, which reads what `config` says.
+    pub fn reading(
+        self: &Arc<Self>,
+        config: Config,
+        pipeline: PipelineHandle,
+        base: AckRecord,
+        server_version: u32,
+    ) -> Context {
+        Context {
+            store: self.store.clone(),
+            state: self.state.clone(),
+            target_connections: Arc::clone(&self.target_connections),
+            copying: Semaphore::new(1),
+            copy_tables: Semaphore::new(1),
+            catalogs: Semaphore::new(CATALOG_READERS),
+            throttle: Throttle::new(0),
+            gate: Gate::new(config.limits.source.clone()),
+            published: watch::Sender::new((0, Published::default())),
+            metrics: Arc::clone(&self.metrics),
+            home: Some(Arc::clone(self)),
+            config,
+            pipeline,
+            base,
+            server_version,
+        }
+    }
+
+    /// Where a tenant goes, by the configuration as it is now, and server and names as they were planned. A lane back
+    /// goes to the source.
     pub fn target(&self, record: &MoveRecord) -> Result<Target, StepError> {
+        if record.back.is_some() {
+            let url = self.home().config.source.url.clone();
+            let database = url.database().unwrap_or_default().to_owned();
+            return Ok(Target { url, database, schema: None, admin_url: None });
+        }
         let wrong = |message: String, next: &str| {
             StepError::Fault(Fault::new("configuration", record.id.to_string(), message, next))
         };
@@ -178,8 +226,9 @@ pub struct Moving {
     pub verifying: AtomicBool,
     /// Whether a cutover is rehearsed now.
     pub rehearsing: AtomicBool,
-    /// Held by whoever cuts it over, or rehearses that.
+    /// Held by whoever cuts it over, or rehearses that, or takes away what that left.
     pub cutover: tokio::sync::Mutex<()>,
+    reverse: Mutex<Option<Arc<Reverse>>>,
     /// Rows that the last comparison in this run found different.
     differences: Mutex<Option<u64>>,
     /// What was not made in the target, and why, as far as this run knows.
@@ -201,6 +250,7 @@ impl Moving {
             verifying: AtomicBool::new(false),
             rehearsing: AtomicBool::new(false),
             cutover: tokio::sync::Mutex::new(()),
+            reverse: Mutex::new(None),
             differences: Mutex::new(None),
             left_out: Mutex::new(Vec::new()),
             stop: watch::Sender::new(false),
@@ -229,6 +279,21 @@ impl Moving {
 
     fn set_lane(&self, commands: Option<mpsc::Sender<LaneCommand>>) {
         *lock(&self.lane) = commands;
+    }
+
+    /// The lane back, while it is open.
+    pub fn reverse(&self) -> Option<Arc<Reverse>> {
+        lock(&self.reverse).clone()
+    }
+
+    /// The lane back, while it is what runs.
+    pub fn way_back(&self) -> Option<Arc<Reverse>> {
+        self.reverse().filter(|_| self.record().phase.lives_in_target())
+    }
+
+    /// It was opened, or is gone.
+    pub fn set_reverse(&self, reverse: Option<Arc<Reverse>>) {
+        *lock(&self.reverse) = reverse;
     }
 
     /// What was not made in the target, and why.
@@ -300,10 +365,23 @@ impl Moving {
 
     /// Takes a step of the state machine and stores it.
     pub fn advance(&self, store: &Store, event: Event) -> Result<(), StepError> {
+        self.advance_with(store, event, |_| {})
+    }
+
+    /// The same with something that must be stored together with it.
+    pub fn advance_with(
+        &self,
+        store: &Store,
+        event: Event,
+        change: impl FnOnce(&mut MoveRecord),
+    ) -> Result<(), StepError> {
         self.try_update(store, |record| {
+            change(record);
             record.phase = record.phase.after(event).map_err(|refused| {
                 StepError::Fault(Fault::new("phase", record.id.to_string(), refused.to_string(), "carveout status"))
             })?;
+            let phase = record.word(None, false).to_owned();
+            record.history.push(Milestone { phase, at: clock::unix_micros(), pause_us: None });
             Ok::<(), StepError>(())
         })?;
         let record = self.record();
@@ -320,9 +398,18 @@ impl Moving {
     /// Where the lane applies to.
     pub fn sink_plan(&self, target: &Target, epoch: i64) -> SinkPlan {
         let record = self.record();
-        let tables = record.tables.into_iter().zip(record.paths).collect();
-        let (types, partitions) = (Arc::default(), record.published.partitions().collect());
-        SinkPlan { url: target.url.clone(), id: record.id, epoch, tables, schema: record.schema, types, partitions }
+        let homes = record.back.iter().flat_map(|back| record.tables.iter().cloned().zip(back.homes.iter().cloned()));
+        SinkPlan {
+            url: target.url.clone(),
+            id: record.id,
+            epoch,
+            homes: homes.collect(),
+            passes: record.back.as_ref().map_or(record.id, |back| back.of),
+            types: Arc::default(),
+            partitions: record.published.partitions().collect(),
+            tables: record.tables.into_iter().zip(record.paths).collect(),
+            schema: record.schema,
+        }
     }
 }
 

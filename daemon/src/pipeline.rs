@@ -91,6 +91,7 @@ pub fn spawn(
         behind_since: None,
         fault: None,
         keys_lost: 0,
+        rounds: 0,
     });
     let handle = PipelineHandle { commands: commands_in, progress: progress.subscribe(), unseen: unseen.clone() };
     let mut acknowledger =
@@ -416,6 +417,7 @@ impl Pipeline {
                 let acknowledged = self.acknowledged;
                 self.progress.send_modify(|progress| {
                     progress.acknowledged = acknowledged;
+                    progress.rounds += 1;
                     progress.retained_bytes = polled.map(|polled| polled.retained_bytes).or(progress.retained_bytes);
                 });
                 if let Some(polled) = polled {

@@ -13,6 +13,7 @@ const FORMAT: &str = "format";
 const IDENTITY: &str = "identity";
 const ACK: &str = "ack";
 const MOVE: &str = "move/";
+const REVERSE: &str = "reverse/";
 const KNOWN_TABLES: &str = "known_tables";
 const NEXT_MOVE: &str = "next_move";
 /// Beside the database: says that there has been one.
@@ -60,6 +61,8 @@ impl From<std::io::Error> for StoreError {
 #[derive(Clone)]
 pub struct Store {
     db: sled::Db,
+    /// What the keys of a pipeline begin with.
+    of: String,
 }
 
 impl Store {
@@ -86,7 +89,7 @@ impl Store {
             db.flush()?;
             fs::write(&mark, "made by carveout; do not change what is in this folder\n")?;
         }
-        Ok(Store { db })
+        Ok(Store { db, of: String::new() })
     }
 
     fn get<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
@@ -109,12 +112,12 @@ impl Store {
 
     /// The acknowledge record; `None` before the first acknowledgement.
     pub fn ack(&self) -> Result<Option<AckRecord>, StoreError> {
-        self.get(ACK)
+        self.get(&format!("{}{ACK}", self.of))
     }
 
     /// Makes the acknowledge record durable.
     pub fn put_ack(&self, ack: &AckRecord) -> Result<(), StoreError> {
-        self.put(ACK, ack)
+        self.put(&format!("{}{ACK}", self.of), ack)
     }
 
     /// Every move, by number.
@@ -132,6 +135,19 @@ impl Store {
     /// Makes a move's record durable.
     pub fn put_move(&self, record: &MoveRecord) -> Result<(), StoreError> {
         self.put(&format!("{MOVE}{}", record.id), record)
+    }
+
+    /// The same with the records of a lane back's own pipeline.
+    pub fn of_reverse(&self, id: MoveId) -> Store {
+        Store { db: self.db.clone(), of: format!("{REVERSE}{id}/") }
+    }
+
+    /// Forgets a lane back.
+    pub fn forget_reverse(&self, id: MoveId) -> Result<(), StoreError> {
+        self.db.remove(format!("{REVERSE}{id}/{ACK}"))?;
+        self.db.remove(format!("{MOVE}{id}"))?;
+        self.db.flush()?;
+        Ok(())
     }
 
     /// Since when the published tables are known.

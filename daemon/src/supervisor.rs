@@ -13,18 +13,20 @@ use std::time::Duration;
 use connectors::postgres::policy::Owned;
 use connectors::postgres::{catalog, client, policy, slot, snapshot};
 use schemas::config::Config;
+use schemas::phase::Event;
 use schemas::record::{AckRecord, Fault, MoveRecord, Published};
-use schemas::{Lsn, MoveId};
+use schemas::{Lsn, MoveId, Phase};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::Instrument;
 
+use crate::lanes;
 use crate::load::{self, Gate};
 use crate::metrics::Metrics;
+use crate::moves::reverse::{self, routes_of};
 use crate::moves::{self, Context, Moving, SpoolLink, drive};
 use crate::pipeline;
-use crate::router::{Broken, Budget, LaneEnd, Router};
-use crate::spool::SpoolWriter;
+use crate::router::Broken;
 use crate::store::{Store, StoreError};
 use crate::throttle::Throttle;
 pub use commands::Wanted;
@@ -95,13 +97,19 @@ impl Supervisor {
         let ack = store.ack()?.unwrap_or_default();
         let mut records = store.moves()?;
         quarantine(&store, &mut records, &ack)?;
+        let (backs, records): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.back.is_some());
         let owned = owned_tables(&config).await.map_err(startup)?;
         if let Some(kind) = owned.iter().find_map(Owned::key_type) {
             config.canonical_overrides(kind).map_err(|error| Startup::Refused(error.to_string()))?;
         }
         same_keys(&records, &owned)?;
         see_tables(&config, &store, &owned).await.map_err(startup)?;
-        let (router, links) = open_lanes(&config, &records, &owned, &ack)?;
+        let open: Vec<MoveRecord> =
+            with_lanes(&records, &backs).filter(|record| !ack.quarantined.contains(&record.id)).cloned().collect();
+        let routes = moves::routes(&owned)
+            .into_iter()
+            .chain(open.iter().filter(|record| record.back.is_some()).flat_map(routes_of));
+        let (router, links) = lanes::open(&config, &open, routes.collect(), &ack)?;
         let (stop, stopped) = watch::channel(false);
         let (broken_in, broken) = mpsc::unbounded_channel();
         let (base, server_version) = (beginning.base.clone(), beginning.server_version);
@@ -115,7 +123,8 @@ impl Supervisor {
             published: tokio::sync::watch::Sender::new((0, Published::default())),
             catalogs: Semaphore::new(moves::CATALOG_READERS),
             throttle: Throttle::new(limits.copy_rows_per_second.into()),
-            metrics: Metrics::new(config.metrics.per_tenant),
+            metrics: Arc::new(Metrics::new(config.metrics.per_tenant)),
+            home: None,
             state: store.identity()?,
             config,
             store,
@@ -130,7 +139,7 @@ impl Supervisor {
             stop,
             pipeline: Mutex::new(Some(task)),
         });
-        supervisor.resume(records, links);
+        supervisor.resume(records, links).await?;
         tokio::spawn(Arc::clone(&supervisor).take_broken(broken));
         tokio::spawn(Arc::clone(&supervisor).watch_source());
         if supervisor.context.gate.is_limited() {
@@ -143,18 +152,28 @@ impl Supervisor {
     }
 
     /// Starts the drivers of the moves that were under way.
-    fn resume(&self, records: Vec<MoveRecord>, mut links: BTreeMap<MoveId, SpoolLink>) {
+    async fn resume(
+        &self,
+        records: Vec<MoveRecord>,
+        mut links: BTreeMap<MoveId, SpoolLink>,
+    ) -> Result<(), moves::StepError> {
         for record in records {
             let (id, standing) = (record.id, record.fault.is_some() || record.paused);
+            let back = record.reverse.and_then(|back| Some((back, links.remove(&back)?)));
             let moving = Arc::new(Moving::new(record));
             moving.set_spool(links.remove(&id));
+            if let Some((back, link)) = back {
+                moving.set_reverse(Some(reverse::resume(&self.context, back, Some(link)).await?));
+            }
             let entry = Entry { moving, driver: Arc::new(Mutex::new(None)) };
             self.lock().insert(id, entry.clone());
             // A move that stands waits for a person; its lane spools meanwhile.
-            if !standing {
+            // Nobody may write anywhere until the flip was looked for.
+            if !standing || between_fences(entry.moving.record().phase) {
                 self.spawn_driver(&entry);
             }
         }
+        Ok(())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<MoveId, Entry>> {
@@ -186,6 +205,12 @@ impl Supervisor {
     async fn take_broken(self: Arc<Self>, mut broken: mpsc::UnboundedReceiver<Broken>) {
         while let Some(Broken { lane, fault }) = broken.recv().await {
             let _one = self.commands.lock().await;
+            let entries: Vec<Entry> = self.lock().values().cloned().collect();
+            let back = entries.iter().filter_map(|entry| entry.moving.reverse());
+            if let Some(back) = back.into_iter().find(|back| back.moving.record().id == lane.id) {
+                back.broken(fault);
+                continue;
+            }
             let Some(entry) = self.lock().get(&lane.id).cloned() else { continue };
             // Meanwhile the move may have been cancelled, or copied again into a new spool.
             if entry.moving.spool().is_none_or(|link| !Arc::ptr_eq(&link.state, lane.spool.state())) {
@@ -203,6 +228,8 @@ impl Supervisor {
     fn break_move(&self, entry: &Entry, fault: Fault) -> bool {
         match entry.moving.break_off(&self.context.store, fault) {
             Ok(true) => {}
+            // The flip is looked for first.
+            Ok(false) if between_fences(entry.moving.record().phase) => {}
             Ok(false) => return false,
             Err(error) => {
                 tracing::error!(%error, "a broken lane could not be recorded; its spool is kept");
@@ -251,6 +278,7 @@ impl Supervisor {
     /// Stops reading, finishes and commits what is in hand, writes the last record.
     pub async fn stop(&self) {
         let entries: Vec<Entry> = self.lock().values().cloned().collect();
+        let backs: Vec<_> = entries.iter().filter_map(|entry| entry.moving.reverse()).collect();
         let mut drivers = JoinSet::new();
         for entry in entries {
             drivers.spawn(async move { Self::stop_driver(&entry).await });
@@ -261,6 +289,11 @@ impl Supervisor {
         if tokio::time::timeout(STOP_PATIENCE, all).await.is_err() {
             tracing::warn!("some targets did not answer; stopping without them");
         }
+        let mut ways_back = JoinSet::new();
+        for reverse in backs {
+            ways_back.spawn(async move { reverse.end().await });
+        }
+        while ways_back.join_next().await.is_some() {}
         self.stop.send_replace(true);
         let pipeline = self.pipeline.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(task) = pipeline else { return };
@@ -272,11 +305,17 @@ impl Supervisor {
     }
 }
 
+/// Whether the tenant's writes are being moved.
+fn between_fences(phase: Phase) -> bool {
+    matches!(phase, Phase::CuttingOver | Phase::RollingBack)
+}
+
 /// Lanes that the last acknowledgement passed by must be copied again, whatever else was recorded.
 fn quarantine(store: &Store, records: &mut [MoveRecord], ack: &AckRecord) -> Result<(), StoreError> {
     let lanes = records.iter_mut().filter(|record| ack.quarantined.contains(&record.id) && record.phase.has_lane());
     for record in lanes {
-        record.phase = schemas::Phase::NeedsCopy;
+        // Between its fences a move waits for the flip; without a lane it is copied again after that.
+        record.phase = record.phase.after(Event::Broken).unwrap_or(record.phase);
         let message = "its lane was taken out before the daemon ended";
         let next = "`carveout move` copies the tenant again";
         record.fault.get_or_insert_with(|| Fault::new("spool_full", record.id.to_string(), message, next));
@@ -317,28 +356,17 @@ fn same_keys(records: &[MoveRecord], owned: &[Owned]) -> Result<(), Startup> {
     Ok(())
 }
 
-/// Opens the spools of the moves that had a lane, before anything is read.
-fn open_lanes(
-    config: &Config,
-    records: &[MoveRecord],
-    owned: &[Owned],
-    ack: &AckRecord,
-) -> anyhow::Result<(Router, BTreeMap<MoveId, SpoolLink>)> {
-    let routes: BTreeMap<_, _> = moves::routes(owned).into_iter().collect();
-    let budget = Budget { per_tenant: config.limits.spool_per_tenant.0, total: config.limits.spool_total.0 };
-    let mut router = Router::new(routes, budget, config.state_dir.join("spool"));
-    let mut links = BTreeMap::new();
-    for record in records.iter().filter(|record| record.phase.has_lane()) {
-        let dir = config.state_dir.join("spool").join(record.id.to_string());
-        let of_lane =
-            |list: &[(MoveId, Lsn)]| list.iter().find(|(id, _)| *id == record.id).map_or(Lsn::ZERO, |(_, lsn)| *lsn);
-        let (must_hold, known_applied) = (of_lane(&ack.held), of_lane(&ack.applied));
-        let (spool, prev_end) = SpoolWriter::open_holding(&dir, must_hold.max(known_applied))?;
-        links.insert(record.id, SpoolLink { state: Arc::clone(spool.state()), prev_end, must_hold });
-        spool.state().set_known_applied(known_applied);
-        router.open(LaneEnd::new(record.id, record.tenant.clone(), &record.published, spool), []);
-    }
-    Ok((router, links))
+/// The lanes that the pipeline has: the moves', and those back whose target is a schema of the source.
+fn with_lanes<'a>(records: &'a [MoveRecord], backs: &'a [MoveRecord]) -> impl Iterator<Item = &'a MoveRecord> {
+    let forward = records.iter().filter(|record| record.phase.has_lane());
+    let wanted = |back: &&MoveRecord| {
+        let moved = |record: &MoveRecord| {
+            matches!(record.phase, Phase::CuttingOver | Phase::Moved | Phase::RollingBack)
+                && record.reverse == Some(back.id)
+        };
+        back.back.as_ref().is_some_and(|back| back.slot.is_none()) && back.phase.has_lane() && records.iter().any(moved)
+    };
+    forward.chain(backs.iter().filter(wanted))
 }
 
 /// Sorts an error at start by what a person or a script does about it.

@@ -17,6 +17,16 @@ pub enum Phase {
     /// The lane has lost its continuity (spool budget, a damaged spool, an old target): the rows
     /// must be copied again, by `move`. Set by pipeline, lane or the comparison at start.
     NeedsCopy,
+    /// The writes are being moved to the target: the source's fence says whether they have been. Set by `cutover`.
+    CuttingOver,
+    /// The tenant lives in the target; what is written there flows back. Set by the flip.
+    Moved,
+    /// The writes are being moved back: the target's fence says whether they have been. Set by `rollback`.
+    RollingBack,
+    /// The tenant stays in the target: what it had at the source is being deleted. Set by `complete`.
+    Completing,
+    /// It is gone, and so is the fence; the end.
+    Completed,
     /// What Carveout created is being dropped. Set by `cancel`.
     Cancelling,
     /// The move is forgotten; the end.
@@ -36,6 +46,18 @@ pub enum Event {
     Broken,
     /// Somebody asked for the move again after [`Phase::NeedsCopy`].
     CopyAgain,
+    /// Somebody asked for the writes to move.
+    CutOver,
+    /// Somebody asked for them to move back.
+    RollBack,
+    /// The flip is committed.
+    Flipped,
+    /// There was none, and will be none.
+    Released,
+    /// Somebody asked for the move's end.
+    Complete,
+    /// Nothing of the tenant is left where it was.
+    Cleared,
     /// Somebody cancelled the move.
     Cancel,
     /// Everything that was created is gone.
@@ -61,8 +83,15 @@ impl Phase {
             (P::Copying | P::Following, E::Copied) => P::Following,
             (P::Copying | P::Following | P::NeedsCopy, E::Broken) => P::NeedsCopy,
             (P::NeedsCopy, E::CopyAgain) => P::Provisioning,
-            (P::Cancelled, E::Cancel) => return Err(Refused { from: self, event }),
-            (_, E::Cancel) => P::Cancelling,
+            (P::Following | P::CuttingOver, E::CutOver) => P::CuttingOver,
+            (P::CuttingOver | P::Moved, E::Flipped) | (P::RollingBack | P::Moved, E::Released) => P::Moved,
+            (P::Moved | P::RollingBack, E::RollBack) => P::RollingBack,
+            (P::RollingBack | P::Following, E::Flipped) | (P::CuttingOver | P::Following, E::Released) => P::Following,
+            (P::Moved | P::Completing, E::Complete) => P::Completing,
+            (P::Completing | P::Completed, E::Cleared) => P::Completed,
+            (P::Planned | P::Provisioning | P::Copying | P::Following | P::NeedsCopy | P::Cancelling, E::Cancel) => {
+                P::Cancelling
+            }
             (P::Cancelling | P::Cancelled, E::Dropped) => P::Cancelled,
             (from, event) => return Err(Refused { from, event }),
         })
@@ -70,7 +99,12 @@ impl Phase {
 
     /// Whether the pipeline writes the tenant's changes to a lane in this phase.
     pub fn has_lane(self) -> bool {
-        matches!(self, Phase::Copying | Phase::Following)
+        matches!(self, Phase::Copying | Phase::Following | Phase::CuttingOver | Phase::RollingBack)
+    }
+
+    /// Whether the tenant's writes are in the target, as far as is known.
+    pub fn lives_in_target(self) -> bool {
+        matches!(self, Phase::Moved | Phase::RollingBack | Phase::Completing | Phase::Completed)
     }
 
     /// The word shown to people. `lag_seconds` is the lane's, where it is known.
@@ -83,6 +117,11 @@ impl Phase {
             Phase::Following if lag_seconds.is_some_and(|lag| lag < 1.0) => "streaming",
             Phase::Following => "catching_up",
             Phase::NeedsCopy => "needs_copy",
+            Phase::CuttingOver => "cutting_over",
+            Phase::Moved => "reversing",
+            Phase::RollingBack => "rolling_back",
+            Phase::Completing => "completing",
+            Phase::Completed => "completed",
             Phase::Cancelling => "cancelling",
             Phase::Cancelled => "cancelled",
         }
@@ -93,21 +132,32 @@ impl Phase {
 mod tests {
     use super::*;
 
-    const PHASES: [Phase; 7] = [
+    const PHASES: [Phase; 12] = [
         Phase::Planned,
         Phase::Provisioning,
         Phase::Copying,
         Phase::Following,
         Phase::NeedsCopy,
+        Phase::CuttingOver,
+        Phase::Moved,
+        Phase::RollingBack,
+        Phase::Completing,
+        Phase::Completed,
         Phase::Cancelling,
         Phase::Cancelled,
     ];
-    const EVENTS: [Event; 7] = [
+    const EVENTS: [Event; 13] = [
         Event::Provision,
         Event::Provisioned,
         Event::Copied,
         Event::Broken,
         Event::CopyAgain,
+        Event::CutOver,
+        Event::RollBack,
+        Event::Flipped,
+        Event::Released,
+        Event::Complete,
+        Event::Cleared,
         Event::Cancel,
         Event::Dropped,
     ];
@@ -131,9 +181,21 @@ mod tests {
     }
 
     #[test]
+    fn between_its_fences_a_move_waits_for_the_flip() {
+        for phase in [Phase::CuttingOver, Phase::RollingBack] {
+            for event in [Event::Broken, Event::Cancel, Event::CopyAgain] {
+                assert!(phase.after(event).is_err(), "{phase:?} {event:?}");
+            }
+        }
+        assert!(Phase::Moved.after(Event::Cancel).is_err());
+    }
+
+    #[test]
     fn nothing_leaves_the_end() {
         for event in EVENTS {
-            assert!(matches!(Phase::Cancelled.after(event), Err(_) | Ok(Phase::Cancelled)));
+            for end in [Phase::Cancelled, Phase::Completed] {
+                assert!(end.after(event).map_or(true, |after| after == end), "{end:?} {event:?}");
+            }
         }
     }
 }

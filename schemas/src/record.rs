@@ -10,10 +10,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Isolation;
+use crate::status::VerifyReport;
 use crate::{Lsn, MoveId, Phase, TableName, TablePath, TenantId};
 
 /// The layout of the records below; raised when one of them changes.
-const VERSION: u8 = 6;
+const VERSION: u8 = 7;
 
 /// The bytes are not a record of this version.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -121,11 +122,87 @@ pub struct MoveRecord {
     pub rows_copied: u64,
     /// The position of the last clean `verify`.
     pub verified_at: Option<Lsn>,
-    /// A fence stands around the tenant at the source, or may.
+    /// Fences stand around the tenant at both ends, or may.
     pub fenced: bool,
+    /// The route epoch: of the fence's row where the tenant lives, raised by each flip; zero before the first cutover
+    /// was tried. While the writes are being moved: the one that the flip raises.
+    pub epoch: i64,
+    /// The writes have moved and came back: the fences stay.
+    pub rolled_back: bool,
+    /// The lane back, while there is one, or may be.
+    pub reverse: Option<MoveId>,
+    /// This is a lane back.
+    pub back: Option<Back>,
+    /// The values that the target's sequences were given, in order.
+    pub blocks: Vec<GivenBlock>,
+    /// What happened, in order.
+    pub history: Vec<Milestone>,
+    /// The move's end, once somebody has asked for it.
+    pub completion: Option<Completion>,
+}
+
+/// Something that happened to a move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Milestone {
+    /// The phase that began, as it is shown.
+    pub phase: String,
+    /// Unix time in microseconds.
+    pub at: i64,
+    /// For how long the tenant's writers were held, in microseconds, where they were.
+    pub pause_us: Option<u64>,
+}
+
+/// How a move ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Completion {
+    /// The tenant's rows at the source are left there.
+    pub keep_source: bool,
+    /// The last clean comparison; `None` where `validation_enabled` is false.
+    pub certificate: Option<VerifyReport>,
+    /// The row versions at the source that may be deleted: what was there when nothing flowed back any more.
+    pub covered: Option<(u64, Vec<u32>)>,
+    /// Rows deleted at the source, by table.
+    pub deleted: Vec<(String, u64)>,
+    /// Rows of the tenant that were left at the source, by table.
+    pub residue: Vec<(String, u64)>,
+}
+
+/// Values of a sequence that are the target's, those between included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenBlock {
+    /// The sequence at the source.
+    pub sequence: TableName,
+    /// The first one.
+    pub first: i64,
+    /// The last one.
+    pub last: i64,
+}
+
+/// What makes a record one of a lane back: it carries what is written in a move's target home to the source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Back {
+    /// The move.
+    pub of: MoveId,
+    /// What each table is called at the source, in the order of the record's tables.
+    pub homes: Vec<TableName>,
+    /// Slot and publication in the target's database; `None` where that is the source's, which has some.
+    pub slot: Option<String>,
 }
 
 impl MoveRecord {
+    /// The phase as it is shown to people, see [`Phase::shown`].
+    pub fn word(&self, lag_seconds: Option<f64>, verifying: bool) -> &'static str {
+        match self.phase {
+            Phase::Following if self.rolled_back && !verifying => "rolled_back",
+            phase => phase.shown(lag_seconds, verifying),
+        }
+    }
+
+    /// Whether a cutover that was not, or a rehearsal, has left something.
+    pub fn leaves_something(&self) -> bool {
+        self.back.is_none() && (self.reverse.is_some() || (self.fenced && !self.rolled_back))
+    }
+
     /// The first transaction that was left out and that no clean `verify` has come after.
     pub fn unproved_skip(&self) -> Option<Lsn> {
         self.skipped.iter().copied().find(|skipped| self.verified_at.is_none_or(|at| at < *skipped))

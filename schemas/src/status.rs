@@ -90,6 +90,9 @@ pub struct TenantStatus {
     /// What failed and is being tried again; null when nothing is.
     #[serde(default)]
     pub waiting_for: Option<String>,
+    /// What somebody should know, although nothing stands still.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// What was not made in the target, and why; as far as the daemon has seen it since it started.
     #[serde(default)]
     pub left_out: Vec<String>,
@@ -102,8 +105,53 @@ pub struct TenantStatus {
     pub route_epoch: Option<u64>,
 }
 
-/// The result of `verify`.
+/// The result of `complete`: all of the move.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CompletionReport {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The move's id.
+    pub r#move: MoveId,
+    /// Where the tenant lives.
+    pub route: Route,
+    /// What happened and when.
+    pub timeline: Vec<Happened>,
+    /// Rows of the first copy.
+    pub rows_copied: u64,
+    /// The last clean comparison of both sides; null where `validation_enabled` is false.
+    pub certificate: Option<VerifyReport>,
+    /// Whether the tenant's rows were left at the source.
+    pub keep_source: bool,
+    /// Rows deleted at the source.
+    pub deleted: Vec<TableRows>,
+    /// Rows of the tenant that are still at the source: none, unless they were to be kept.
+    pub residue: Vec<TableRows>,
+    /// Rows in the target that are not the tenant's: none.
+    pub foreign: Vec<TableRows>,
+}
+
+/// A part of a [`CompletionReport`]'s timeline.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Happened {
+    /// The phase that began.
+    pub phase: String,
+    /// Unix time, in seconds.
+    pub at: f64,
+    /// For how long the tenant's writers were held, in milliseconds, where they were.
+    pub pause_ms: Option<f64>,
+}
+
+/// So many rows of a table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableRows {
+    /// `schema.table`.
+    pub table: String,
+    /// How many.
+    pub rows: u64,
+}
+
+/// The result of `verify`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyReport {
     /// The tenant.
     pub tenant: TenantId,
@@ -115,15 +163,41 @@ pub struct VerifyReport {
     pub tables: Vec<TableReport>,
 }
 
-/// The result of `rehearse`: a cutover up to the flip, and nothing has changed.
+/// Where a tenant lives: `GET /v1/tenants/{id}/route`, and a row of `carveout.tenant_routes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// The tenant's key as text.
+    pub tenant: TenantId,
+    /// `shared`, `schema` or `database`.
+    pub isolation: String,
+    /// The database.
+    pub database: String,
+    /// The tenant's schema; null where it has the schemas of the shared database.
+    pub schema: Option<String>,
+    /// Where to connect to, without a secret.
+    pub url: String,
+    /// `open`; `moving` while the writes wait or are being moved.
+    pub state: String,
+    /// Raised by each flip; zero before there was one.
+    pub epoch: i64,
+}
+
+/// The result of `cutover` and `rollback`; of `rehearse`, where nothing has changed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct RehearsalReport {
+pub struct CutoverReport {
     /// The tenant.
     pub tenant: TenantId,
     /// The barrier, behind which the tenant had written nothing.
     pub lsn: Lsn,
     /// For how long the tenant's writers were held, in milliseconds.
     pub pause_ms: f64,
+    /// Whether both sides were proved equal; false where `validation_enabled` is.
+    pub verified: bool,
+    /// How many rows had changed since both sides were compared, and were compared again during the pause: keys, or all rows of
+    /// a table where those are not known.
+    pub rechecked_keys: u64,
+    /// Where the tenant lives now.
+    pub route: Route,
     /// The steps in their order; those before `barrier` are outside of the pause.
     pub steps: Vec<StepReport>,
 }
@@ -131,14 +205,15 @@ pub struct RehearsalReport {
 /// One step of a cutover.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StepReport {
-    /// `verify`, `fence`, `hold` (waiting for the tenant's open transactions), `barrier`, `drain`, `release`.
+    /// `reverse` (preparing the way back), `verify`, `fence`, `rounds` (where much has changed since `verify`, that is compared before
+    /// anybody waits), `hold` (waiting for the tenant's open transactions), `barrier`, `drain`, `recheck`, `begin` (where the lane back begins), `flip`, `open`; of a rehearsal `release` instead of the last two.
     pub step: String,
     /// How long it took, in milliseconds.
     pub ms: f64,
 }
 
 /// One table of a [`VerifyReport`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableReport {
     /// `schema.table` on the source.
     pub table: String,

@@ -4,6 +4,7 @@
 //! replayed row by row in original order (`rows`). Either way the result is the same, and a change
 //! that finds no row stops the lane.
 
+mod changed;
 mod claim;
 mod fold;
 mod hands;
@@ -15,7 +16,7 @@ mod text;
 mod whole;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use schemas::url::PgUrl;
@@ -23,7 +24,10 @@ use schemas::{Lsn, MoveId, TableName, TablePath};
 use tokio_postgres::Client;
 
 use super::pgoutput::{self, Message};
-use super::{Doing, Error, Result, client, control};
+use super::quote::literal;
+use super::{Doing, Error, Result, client, control, fence};
+pub(super) use changed::Condition;
+pub use changed::{Changed, Keys, Rows};
 pub use claim::{Claim, Claims, key_bytes, key_value};
 pub use hands::Origin;
 use hands::{Arriving, Hands};
@@ -85,6 +89,8 @@ pub struct PostgresSink {
     careful: bool,
     /// The partitions that the target's rows belong to, by their numbers on the source.
     partitions: BTreeSet<(TableName, u32)>,
+    /// Where the rows are noted that it changes, as long as somebody wants to know.
+    changed: Weak<Changed>,
 }
 
 /// Which lane a sink belongs to.
@@ -100,6 +106,10 @@ pub struct SinkPlan {
     pub tables: Vec<(TableName, TablePath)>,
     /// The target's schema; `None` where tables keep the source's schemas.
     pub schema: Option<String>,
+    /// Of a lane back: what each table is called at home.
+    pub homes: HashMap<TableName, TableName>,
+    /// The move whose fences the lane passes.
+    pub passes: MoveId,
     /// What the source's types are called that people made ([`provision::objects::type_names`]): the numbers are
     /// others in another database.
     ///
@@ -113,7 +123,7 @@ impl SinkPlan {
     /// The target's name of a source table.
     pub fn target_name(&self, table: &TableName) -> TableName {
         let schema = self.schema.as_ref().unwrap_or(&table.schema);
-        TableName::new(schema, &table.name)
+        self.homes.get(table).cloned().unwrap_or_else(|| TableName::new(schema, &table.name))
     }
 }
 
@@ -126,6 +136,8 @@ impl PostgresSink {
         if let Err(error) = client.batch_execute("SET session_replication_role = replica").await {
             tracing::debug!(%error, "applying as an ordinary session");
         }
+        let pass = format!("SET {} = {}", fence::LANE, literal(&plan.passes.to_string()));
+        client.batch_execute(&pass).await.doing("show the fences whose lane this is")?;
         let targets = Targets::load(&client, plan).await?;
         let lsn = control::read_checkpoint(&client, plan.id, plan.epoch).await?;
         let statements = target::Statements::default();
@@ -141,6 +153,7 @@ impl PostgresSink {
             arriving: Arriving::new(),
             careful: false,
             partitions: plan.partitions.clone(),
+            changed: Weak::new(),
         };
         for (table, name) in control::read_arriving(&sink.client, id).await? {
             if let Some(table) =
@@ -150,6 +163,11 @@ impl PostgresSink {
             }
         }
         Ok(sink)
+    }
+
+    /// From here on the rows that it changes are noted there.
+    pub fn note(&mut self, changed: Weak<Changed>) {
+        self.changed = changed;
     }
 
     /// Whether rows have arrived that are not in the target yet.
@@ -177,6 +195,7 @@ impl PostgresSink {
     }
 
     async fn fetch_open(&mut self, from: &Origin) -> Result<u64> {
+        self.note_trees(self.arriving.keys());
         let mut session = Session { client: &self.client, statements: &mut self.statements };
         let rows = hands::fetch(&mut session, &self.targets, &self.arriving, from).await;
         // A partition came that nobody has looked at yet: it is made when this is tried again.
@@ -187,6 +206,13 @@ impl PostgresSink {
         control::forget_arriving(&self.client, self.id).await?;
         control::advance_checkpoint(&self.client, self.id, self.epoch, self.lsn, self.lsn).await?;
         Ok(rows)
+    }
+
+    /// Of rows that come or go with all that hangs on them no more is known than their tables.
+    fn note_trees<'t>(&self, tops: impl Iterator<Item = &'t TableName>) {
+        if let Some(changed) = self.changed.upgrade() {
+            changed.note_all(tops.flat_map(|top| self.targets.tree(top)));
+        }
     }
 
     /// Row changes of the group that was taken last.
@@ -201,6 +227,9 @@ impl PostgresSink {
                 Piece::End(end) => break end,
                 Piece::Changes(messages) => {
                     let changes = self.decode(&messages, hands)?;
+                    if let Some(changed) = self.changed.upgrade() {
+                        changed.note(changes.iter().map(|(change, _)| (&*change.table, &change.op)));
+                    }
                     let mut session = Session { client: &self.client, statements: &mut self.statements };
                     let changes = sift::sift(&mut session, changes, &self.arriving, hands).await?;
                     self.changes += changes.len() as u64;
@@ -214,6 +243,7 @@ impl PostgresSink {
         if end < self.lsn {
             return Err(Error::state("apply a group", format!("it ends at {end}, before the checkpoint {}", self.lsn)));
         }
+        self.note_trees(hands.leaving.iter().map(|(table, _)| &table.source));
         let mut session = Session { client: &self.client, statements: &mut self.statements };
         self.changes += hands.delete(&mut session, &self.targets).await?;
         for (table, names) in &hands.arriving {

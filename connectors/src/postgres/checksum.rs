@@ -9,9 +9,12 @@ use schemas::TableName;
 use schemas::status::{Difference, TableReport};
 use tokio_postgres::Client;
 
+mod keys;
+
 use super::catalog::Table;
 use super::quote::{ident, table as qualified};
 use super::{Doing, Result};
+pub use keys::compare_keys;
 
 /// Hash prefixes of the key that rows are put into, 16^3.
 const BUCKET_DIGITS: usize = 3;
@@ -19,6 +22,9 @@ const BUCKET_DIGITS: usize = 3;
 const MOST_BUCKETS: usize = 32;
 /// Differing rows that are named.
 const MOST_EXAMPLES: usize = 20;
+
+/// By key: rows with it, and the sum of their hashes.
+type Hashes = BTreeMap<String, (i64, String)>;
 
 /// One side of the comparison.
 pub struct Side<'a> {
@@ -86,8 +92,13 @@ async fn differences(source: &Side<'_>, target: &Side<'_>, key: &str, columns: &
     unequal.dedup();
     unequal.truncate(MOST_BUCKETS);
     let (left, right) = tokio::try_join!(rows(source, key, columns, &unequal), rows(target, key, columns, &unequal))?;
+    Ok(unlike(&left, &right))
+}
+
+/// Keys whose rows are not the same on both sides.
+fn unlike(left: &Hashes, right: &Hashes) -> Vec<Difference> {
     let mut found = Vec::new();
-    for (key, hash) in &left {
+    for (key, hash) in left {
         let kind = match right.get(key) {
             None => "missing",
             Some(other) if other != hash => "different",
@@ -98,10 +109,10 @@ async fn differences(source: &Side<'_>, target: &Side<'_>, key: &str, columns: &
     let extra = right.keys().filter(|key| !left.contains_key(*key));
     found.extend(extra.map(|key| Difference { key: key.clone(), kind: "extra".to_owned() }));
     found.sort();
-    Ok(found)
+    found
 }
 
-async fn buckets(side: &Side<'_>, key: &str, columns: &str) -> Result<BTreeMap<String, (i64, String)>> {
+async fn buckets(side: &Side<'_>, key: &str, columns: &str) -> Result<Hashes> {
     let sql = format!(
         "SELECT b, count(*), {HALVES}
            FROM (SELECT substr(md5({key}), 1, {BUCKET_DIGITS}) AS b, md5({columns}) AS m FROM {} t WHERE {}) h GROUP BY b",
@@ -113,12 +124,7 @@ async fn buckets(side: &Side<'_>, key: &str, columns: &str) -> Result<BTreeMap<S
 }
 
 /// Key to (rows with it, sum of their hashes) in some buckets.
-async fn rows(
-    side: &Side<'_>,
-    key: &str,
-    columns: &str,
-    buckets: &[String],
-) -> Result<BTreeMap<String, (i64, String)>> {
+async fn rows(side: &Side<'_>, key: &str, columns: &str, buckets: &[String]) -> Result<Hashes> {
     let sql = format!(
         "SELECT k, count(*), {HALVES}
            FROM (SELECT {key} AS k, md5({columns}) AS m FROM {} t WHERE {}) h

@@ -31,7 +31,10 @@ CREATE TABLE IF NOT EXISTS carveout.fence (
   tenant text NOT NULL, side text NOT NULL CHECK (side IN ('source', 'target')), move text NOT NULL, owner text NOT NULL,
   lock_key integer NOT NULL UNIQUE, state text NOT NULL CHECK (state IN ('open', 'shut')),
   epoch bigint NOT NULL DEFAULT 1, changed_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (tenant, side))
-  WITH (fillfactor = 50);
+    WITH (fillfactor = 50);
+CREATE TABLE IF NOT EXISTS carveout.tenant_routes (
+  tenant text PRIMARY KEY, isolation text NOT NULL, database text NOT NULL, schema text,
+  state text NOT NULL, epoch bigint NOT NULL, changed_at timestamptz NOT NULL DEFAULT now());
 REVOKE ALL ON SCHEMA carveout FROM PUBLIC;
 ";
 
@@ -63,7 +66,7 @@ pub async fn access(client: &Client) -> Result<Access> {
                         has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT') AND
                         has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
                FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind = 'r'
-              WHERE n.nspname = 'carveout' GROUP BY n.oid HAVING bool_or(c.relname = 'fence')",
+              WHERE n.nspname = 'carveout' GROUP BY n.oid HAVING bool_or(c.relname = 'tenant_routes')",
             &[],
         )
         .await
@@ -151,6 +154,54 @@ pub async fn create_checkpoint(client: &mut Client, id: MoveId, tenant: &TenantI
             ),
         )),
     }
+}
+
+/// Where a lane begins that has nothing to copy.
+pub struct Beginning<'a> {
+    /// The move.
+    pub id: MoveId,
+    /// Its tables, as the side that it reads names them.
+    pub tables: &'a [TableName],
+    /// Those of them that are not the same on both sides: they are read again as a whole.
+    pub again: Vec<TableName>,
+    /// What is shown on the side that it reads: its sink holds all of that.
+    pub snapshot: Snapshot,
+    /// Every transaction that is shown ends at or before this position.
+    pub wal_insert_lsn: Lsn,
+}
+
+/// A lane begins where both sides hold the same: whatever it had held before does not count any more. Its checkpoint is there
+/// ([`create_checkpoint`]); somebody waits for this, so it is one statement.
+pub async fn begin_lane(client: &Client, lane: Beginning<'_>) -> Result<()> {
+    let Beginning { id, tables, again, snapshot, wal_insert_lsn } = lane;
+    let sql = "WITH here AS (
+                 UPDATE carveout.checkpoint SET lsn = '0/0', epoch = epoch + 1 WHERE move = $1 RETURNING move),
+               again AS (
+                 INSERT INTO carveout.arriving (move, table_name, name) SELECT move, unnest($3::text[]), '{}' FROM here
+                     ON CONFLICT DO NOTHING)
+               INSERT INTO carveout.copied (move, table_name, snapshot, wal_insert_lsn, rows, done)
+               SELECT move, unnest($2::text[]), $4, $5::text::pg_lsn, 0, true FROM here
+                   ON CONFLICT (move, table_name) DO UPDATE SET (snapshot, wal_insert_lsn) = (excluded.snapshot, excluded.wal_insert_lsn)";
+    let doing = || format!("begin the lane of {id}");
+    let names = |tables: &[TableName]| tables.iter().map(copied_name).collect::<Vec<_>>();
+    let (all, again) = (names(tables), names(&again));
+    let (id, snapshot, lsn) = (id.to_string(), snapshot.to_string(), wal_insert_lsn.to_string());
+    let begun = client.execute(sql, &[&id, &all, &again, &snapshot, &lsn]).await.doing(doing())?;
+    match begun == all.len() as u64 {
+        true => Ok(()),
+        false => Err(Error::state(doing(), "its row in carveout.checkpoint is gone")),
+    }
+}
+
+/// Forgets a lane: where it stood, and what it held.
+pub async fn forget_lane(client: &mut Client, id: MoveId) -> Result<()> {
+    let doing = || format!("forget the lane of {id}");
+    let tx = client.transaction().await.doing(doing())?;
+    for table in ["checkpoint", "copied", "arriving"] {
+        let sql = format!("DELETE FROM carveout.{table} WHERE move = $1");
+        tx.execute(&sql, &[&id.to_string()]).await.doing(doing())?;
+    }
+    tx.commit().await.doing(doing())
 }
 
 /// Opens the lane's checkpoint: raises its epoch. `None` when the row is gone or no longer this move's.

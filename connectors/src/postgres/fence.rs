@@ -8,6 +8,7 @@ mod install;
 
 use std::time::Duration;
 
+use schemas::status::Route;
 use schemas::url::PgUrl;
 use schemas::{Lsn, MoveId, TenantId};
 use tokio_postgres::Client;
@@ -22,6 +23,8 @@ pub use install::{install, remove};
 
 /// SQLSTATE of a write that is refused because its tenant does not live here.
 pub const REFUSED: &str = "TM001";
+/// The setting by which a lane says to its move's fences that it is it.
+pub const LANE: &str = "carveout.lane";
 /// The class of the advisory locks of fences; the number is the control row's `lock_key`.
 const CLASS: i32 = 77_778;
 /// Serializes whoever gives out a `lock_key`.
@@ -42,7 +45,7 @@ pub enum End {
 }
 
 impl End {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             End::Source => "source",
             End::Target => "target",
@@ -96,15 +99,17 @@ impl Fence {
         Err(Error::state(self.doing("read"), why))
     }
 
-    /// Makes the control row where it is missing.
-    pub async fn create(&self, client: &mut Client, open: bool) -> Result<Row> {
+    /// Makes the control row where it is missing: open at the source, shut at the target.
+    async fn create(&self, client: &mut Client) -> Result<Row> {
         let doing = || self.doing("make");
         let tx = client.transaction().await.doing(doing())?;
         tx.batch_execute(CREATE_LOCK).await.doing(doing())?;
-        let sql = "INSERT INTO carveout.fence (tenant, side, move, owner, state, lock_key)
-                   SELECT $1, $2, $3, $4, $5, coalesce(max(lock_key), 0) + 1 FROM carveout.fence
+        // A resolver keeps the highest epoch that it has seen: a later move of the tenant goes on from there.
+        let sql = "INSERT INTO carveout.fence (tenant, side, move, owner, state, lock_key, epoch)
+                   SELECT $1, $2, $3, $4, $5, coalesce(max(lock_key), 0) + 1,
+                          coalesce((SELECT r.epoch FROM carveout.tenant_routes r WHERE r.tenant = $1), 1) FROM carveout.fence
                        ON CONFLICT (tenant, side) DO NOTHING";
-        let state = if open { "open" } else { "shut" };
+        let state = state(self.end == End::Source);
         let values: [&(dyn ToSql + Sync); 5] =
             [&self.tenant.0, &self.end.name(), &self.id.to_string(), &self.owner, &state];
         tx.execute(sql, &values).await.doing(doing())?;
@@ -116,9 +121,17 @@ impl Fence {
     /// connection is gone, or has been silent for `deadline`, the server does. Waits for the tenant's open
     /// transactions, at most for `patience`.
     pub async fn hold(&self, url: &PgUrl, deadline: Duration, patience: Duration) -> Result<Held> {
-        let client = client::connect(url, &format!("fence {}", self.id)).await?;
-        let row = self.read(&client).await?;
-        let row = row.filter(|row| row.open).ok_or_else(|| Error::state(self.doing("hold"), "it is not open"))?;
+        self.hold_by(self.connect(url).await?, deadline, patience).await
+    }
+
+    /// A connection to hold it by.
+    pub async fn connect(&self, url: &PgUrl) -> Result<Client> {
+        client::connect(url, &format!("fence {}", self.id)).await
+    }
+
+    /// The same by a connection that is there already.
+    pub async fn hold_by(&self, client: Client, deadline: Duration, patience: Duration) -> Result<Held> {
+        let row = self.read(&client).await?.ok_or_else(|| Error::state(self.doing("hold"), "it is not there"))?;
         let begin = format!(
             "BEGIN; SET LOCAL lock_timeout = '{}ms'; SET LOCAL idle_in_transaction_session_timeout = '{}ms'; \
              SELECT pg_advisory_xact_lock({CLASS}, {})",
@@ -138,9 +151,15 @@ impl Fence {
         }
         // What it read before the lock may be old.
         match self.read(&client).await? {
-            Some(now) if now == row => Ok(Held { client, fence: self.clone(), row }),
+            Some(now) if now.lock_key == row.lock_key => Ok(Held { client, fence: self.clone(), row: now }),
             _ => Err(Error::state(self.doing("hold"), "another daemon has changed it")),
         }
+    }
+
+    /// The tables whose triggers are not as they have to be.
+    pub async fn wanting(&self, client: &Client, tables: &[Owned]) -> Result<Vec<String>> {
+        let row = self.read(client).await?.ok_or_else(|| Error::state(self.doing("look at"), "it is not there"))?;
+        wanting(client, row, tables).await
     }
 
     /// Who keeps the lock from us.
@@ -189,8 +208,48 @@ impl Held {
         wanting(&self.client, self.row, tables).await
     }
 
+    /// The control row as it is while they are held.
+    pub fn row(&self) -> Row {
+        self.row
+    }
+
+    /// Opens the fence or shuts it, with its route, and lets the writers go: on, or to be told where the tenant is. An
+    /// error may mean that the answer was lost: whoever holds the fence again knows.
+    pub async fn turn(self, open: bool, route: &Route) -> Result<()> {
+        let sql = "WITH turned AS (
+                     UPDATE carveout.fence SET state = $3, epoch = $4, changed_at = clock_timestamp()
+                      WHERE tenant = $1 AND side = $2 AND state <> $3 AND epoch = $5 RETURNING tenant),
+                   routed AS (
+                     INSERT INTO carveout.tenant_routes (tenant, isolation, database, schema, state, epoch)
+                     SELECT tenant, $6, $7, $8, 'open', $4 FROM turned
+                         ON CONFLICT (tenant) DO UPDATE SET (isolation, database, schema, state, epoch, changed_at)
+                            = (excluded.isolation, excluded.database, excluded.schema, 'open', excluded.epoch, clock_timestamp()))
+                   SELECT pg_notify('carveout_routes', tenant) FROM turned";
+        let doing = || self.fence.doing(if open { "open" } else { "shut" });
+        let (tenant, state) = (&self.fence.tenant.0, state(open));
+        let values: [&(dyn ToSql + Sync); 8] = [
+            tenant,
+            &self.fence.end.name(),
+            &state,
+            &route.epoch,
+            &self.row.epoch,
+            &route.isolation,
+            &route.database,
+            &route.schema,
+        ];
+        match self.client.query(sql, &values).await.doing(doing())?.len() {
+            1 => self.client.batch_execute("COMMIT").await.doing(doing()),
+            _ => Err(Error::state(doing(), "its row in carveout.fence was changed by somebody else")),
+        }
+    }
+
     /// Lets the writers go on, as if nothing had been.
     pub async fn release(self) -> Result<()> {
         self.client.batch_execute("ROLLBACK").await.doing(self.fence.doing("release"))
     }
+}
+
+/// How the control row says it.
+fn state(open: bool) -> &'static str {
+    if open { "open" } else { "shut" }
 }

@@ -12,7 +12,7 @@ use super::policy::Owned;
 use super::provision::{database_exists, report};
 use super::quote::{ident, table as qualified};
 use super::version::{self, Feature, Version};
-use super::{Doing, Error, Result, control};
+use super::{Doing, Error, Result, control, reverse};
 
 /// Who a session is, and what comes with the role itself.
 struct Session {
@@ -103,9 +103,12 @@ pub async fn source(client: &Client, config: &Config, owned: &[Owned]) -> Result
 
 async fn tables(client: &Client, role: &str, owned: &[Owned]) -> Result<Vec<Finding>> {
     let oids: Vec<u32> = owned.iter().map(|owned| owned.table.oid).collect();
+    let mut others = Vec::new();
     let rows = client
         .query(
-            "SELECT n.nspname::text, c.relname::text, has_schema_privilege(n.oid, 'USAGE'), has_table_privilege(c.oid, 'SELECT')
+            "SELECT n.nspname::text, c.relname::text, has_schema_privilege(n.oid, 'USAGE'), has_table_privilege(c.oid, 'SELECT'),
+                    pg_has_role(c.relowner, 'USAGE'), pg_get_userbyid(c.relowner)::text
+
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1) ORDER BY 1, 2",
             &[&oids],
         )
@@ -114,6 +117,9 @@ async fn tables(client: &Client, role: &str, owned: &[Owned]) -> Result<Vec<Find
     let (mut findings, role) = (Vec::new(), ident(role));
     for row in &rows {
         let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        if !row.get::<_, bool>(4) {
+            others.push((table.to_string(), row.get::<_, String>(5)));
+        }
         if !row.get::<_, bool>(2) {
             let sql = format!("GRANT USAGE ON SCHEMA {} TO {role}", ident(&table.schema));
             let object = format!("schema {}", table.schema);
@@ -126,6 +132,15 @@ async fn tables(client: &Client, role: &str, owned: &[Owned]) -> Result<Vec<Find
             let sql = format!("GRANT SELECT ON TABLE {} TO {role}", qualified(&table));
             findings.push(Finding::new(Severity::Error, table.to_string(), "the role may not read it", sql));
         }
+    }
+    if let Some((_, owner)) = others.first() {
+        let names: Vec<&str> = others.iter().map(|(table, _)| table.as_str()).collect();
+        let cause = format!(
+            "the role does not own {}: rehearse and cutover, whose triggers only an owner makes, would be refused",
+            names.join(", ")
+        );
+        let sql = format!("to move their writes: GRANT {} TO {role}", ident(owner));
+        findings.push(Finding::new(Severity::Note, "cutover", cause, sql));
     }
     Ok(findings)
 }
@@ -197,7 +212,11 @@ async fn target_findings(
             let own = strategy.tenant_overrides.get(tenant).and_then(|declared| declared.database_url.as_ref());
             let pattern = own.or(strategy.database_config.tenant_database_pattern.as_ref());
             let common = pattern.is_none_or(|pattern| pattern.user == target.url.user);
-            database_findings(admin, target.url.role(), common, source, extensions).await
+            let mut findings = database_findings(admin, target.url.role(), common, source, extensions).await?;
+            if strategy.migration_config.rollback_enabled {
+                findings.extend(way_back(admin, target.url.role()).await?);
+            }
+            Ok(findings)
         }
     }
 }
@@ -242,6 +261,17 @@ async fn control_findings(session: &Session) -> Result<Option<Finding>> {
         }
         control::Access::Absent | control::Access::Granted => None,
     })
+}
+
+/// Nothing of it keeps a tenant from moving; a cutover is refused then.
+async fn way_back(admin: &PgUrl, role: &str) -> Result<Vec<Finding>> {
+    let client = connect(admin, "check").await?;
+    let finding = |(cause, remedy)| {
+        let cause = format!("after a cutover nothing could flow back from there, so it would be refused: {cause}");
+        let remedy = format!("for the way back: {remedy}; or migration_config.rollback_enabled: false");
+        Finding::new(Severity::Warning, "", cause, remedy)
+    };
+    Ok(reverse::wanting(&client, role).await?.into_iter().map(finding).collect())
 }
 
 /// For databases that are not there yet: `admin` makes them, for `role`.

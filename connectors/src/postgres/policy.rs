@@ -40,6 +40,8 @@ pub enum Path {
     Via(Box<Via>),
     /// Every tenant has all rows.
     Reference,
+    /// The table is the tenant's own, in its target: all rows are. With the column that says so, where there is one.
+    Whole(Option<String>),
 }
 
 /// The step from a row to the one that it refers to.
@@ -59,7 +61,7 @@ impl Owned {
         match &self.path {
             Path::Key { column, .. } => std::slice::from_ref(column),
             Path::Via(via) => &via.key.columns,
-            Path::Reference => &[],
+            Path::Reference | Path::Whole(_) => &[],
         }
     }
 
@@ -83,7 +85,7 @@ impl Owned {
         match &self.path {
             Path::Key { kind, .. } => Some(*kind),
             Path::Via(via) => via.parent.key_type(),
-            Path::Reference => None,
+            Path::Reference | Path::Whole(_) => None,
         }
     }
 
@@ -98,7 +100,7 @@ impl Owned {
     /// The table at the end of the path.
     pub fn root(&self) -> &TableName {
         match &self.path {
-            Path::Key { .. } | Path::Reference => &self.table.name,
+            Path::Key { .. } | Path::Reference | Path::Whole(_) => &self.table.name,
             Path::Via(via) => via.parent.root(),
         }
     }
@@ -106,7 +108,7 @@ impl Owned {
     /// How many steps it is away from a table that names the tenant.
     pub fn depth(&self) -> usize {
         match &self.path {
-            Path::Key { .. } | Path::Reference => 0,
+            Path::Key { .. } | Path::Reference | Path::Whole(_) => 0,
             Path::Via(via) => 1 + via.parent.depth(),
         }
     }
@@ -119,7 +121,8 @@ impl Owned {
                 let ForeignKey { columns, parent, referenced, .. } = via.key.clone();
                 TablePath::Via { columns, parent, referenced }
             }
-            Path::Reference => TablePath::Reference,
+            // Whoever has the table gets all rows.
+            Path::Reference | Path::Whole(_) => TablePath::Reference,
         }
     }
 
@@ -140,7 +143,7 @@ impl Owned {
                     via.parent.filter(tenant)
                 )
             }
-            Path::Reference => "true".to_owned(),
+            Path::Reference | Path::Whole(_) => "true".to_owned(),
         }
     }
 
@@ -165,6 +168,7 @@ impl Owned {
                 )
             }
             Path::Reference => "false".to_owned(),
+            Path::Whole(_) => "true".to_owned(),
         }
     }
 

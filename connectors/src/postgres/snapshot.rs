@@ -64,6 +64,14 @@ pub async fn current(client: &Client) -> Result<Snapshot> {
     parse_snapshot(row.get(0))
 }
 
+/// What a snapshot taken now shows, and a position that every transaction of it ends at or before.
+pub async fn shown(client: &Client) -> Result<(Snapshot, Lsn)> {
+    let doing = "take a snapshot";
+    let shown = current(client).await?;
+    let row = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.doing(doing)?;
+    Ok((shown, parse_lsn(row.get(0))?))
+}
+
 /// A transaction id above every one that has been given out: once a snapshot's xmin reaches it, all
 /// of those are finished and shown, or rolled back.
 pub async fn next_xid(client: &Client) -> Result<u64> {

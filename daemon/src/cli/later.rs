@@ -9,7 +9,7 @@ use super::exit::{Exit, Failure};
 
 /// Their names, for the tests.
 #[cfg(test)]
-pub const NAMES: [&str; 5] = ["assess", "cutover", "rollback", "complete", "apply"];
+pub const NAMES: [&str; 2] = ["assess", "apply"];
 
 /// One of them.
 #[derive(Subcommand)]
@@ -17,15 +17,7 @@ pub enum Later {
     /// Not in this version: inventory of tenants and tables
     #[command(hide = true)]
     Assess(Anything),
-    /// Not in this version: move the writes
-    #[command(hide = true)]
-    Cutover(Anything),
-    /// Not in this version: move the writes back
-    #[command(hide = true)]
-    Rollback(Anything),
-    /// Not in this version: end a move, delete the tenant's rows from the source
-    #[command(hide = true)]
-    Complete(Anything),
+
     /// Not in this version: a worker of the Kafka deployment
     #[command(hide = true)]
     Apply(Anything),
@@ -44,12 +36,7 @@ impl Later {
     pub fn refuse(&self) -> Result<Exit, Failure> {
         let (name, next) = match self {
             Later::Assess(_) => ("assess", "carveout check shows what can be moved"),
-            Later::Cutover(_) => (
-                "cutover",
-                "carveout rehearse shows how long the writes would pause; pointing the application at the target is up to you",
-            ),
-            Later::Rollback(_) => ("rollback", ""),
-            Later::Complete(_) => ("complete", ""),
+
             Later::Apply(_) => ("apply", ""),
         };
         let message = format!("`carveout {name}` is not in this version ({})", env!("CARGO_PKG_VERSION"));

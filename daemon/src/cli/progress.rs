@@ -126,6 +126,7 @@ mod tests {
             throttled_by: None,
             waiting_for: None,
             left_out: Vec::new(),
+            warnings: Vec::new(),
             changes_applied: 0,
             verified_at_lsn: None,
             route_epoch: None,

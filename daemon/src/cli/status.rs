@@ -163,6 +163,7 @@ pub fn one(tenant: &TenantStatus) -> String {
     ];
     let skipped: Vec<String> = tenant.skipped.iter().map(ToString::to_string).collect();
     lines.extend((!skipped.is_empty()).then(|| ("left out", skipped.join(", "))));
+    lines.extend(tenant.warnings.iter().map(|warning| ("warning", warning.clone())));
     lines.extend(tenant.left_out.iter().map(|object| ("not made", object.clone())));
     lines.extend(tenant.throttled_by.clone().map(|load| ("throttled", format!("by the source's load: {load}"))));
     lines.extend(tenant.waiting_for.clone().map(|waiting| ("waiting", waiting)));

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use schemas::status::{Status, TenantStatus};
 
 use super::cluster::{Binaries, Cluster, ClusterOptions, ScratchFolder, free_port, signal};
+use super::follow::{self, Application};
 use super::shop;
 
 /// Between two looks at the daemon's status.
@@ -31,6 +32,8 @@ pub struct Play {
     scripts: Vec<(String, u32)>,
     /// What makes and fills the tables; empty: pgbench does.
     setup: Vec<String>,
+    /// What an application writes that follows the routes.
+    follows: follow::Script,
     /// The configuration's block `tenancy`.
     tenancy: String,
     /// The copy is slowed down, so that there is something to see and to kill.
@@ -47,6 +50,7 @@ impl Play {
             load: "the shop (22 kinds of transactions)",
             scripts: shop::load(tenants),
             setup: vec![shop::SCHEMA.to_owned(), shop::data(tenants, 300)],
+            follows: follow::SHOP,
             tenancy: format!("  key: {}\n  tables:\n{}", shop::KEY, policies.collect::<String>()),
             rows_per_second: 6_000,
         }
@@ -60,6 +64,7 @@ impl Play {
             load: "pgbench's own script",
             scripts: Vec::new(),
             setup: Vec::new(),
+            follows: follow::PGBENCH,
             tenancy: "  key: bid\n".to_owned(),
             rows_per_second: 60_000,
         }
@@ -70,7 +75,7 @@ impl Play {
 pub struct Scene {
     daemon: Option<Child>,
     source: Cluster,
-    _target: Cluster,
+    target: Cluster,
     config: PathBuf,
     http: u16,
     began: Instant,
@@ -100,8 +105,7 @@ impl Scene {
         }
         let http = free_port()?;
         let config = write_config(folder.path(), play, &source, &target, http)?;
-        let scene =
-            Scene { daemon: None, source, _target: target, config, http, began, shown: Cell::new(began), folder };
+        let scene = Scene { daemon: None, source, target, config, http, began, shown: Cell::new(began), folder };
         scene.say(&format!("two servers ({}); {} tenants in one database", binaries.version, play.tenants));
         Ok(scene)
     }
@@ -256,6 +260,20 @@ impl Scene {
         if std::io::stdout().is_terminal() {
             println!();
         }
+    }
+
+    /// An application of one tenant that follows the routes.
+    pub fn start_application(&self, play: &Play, tenant: &str) -> Result<Application> {
+        Application::start(play.follows, tenant, &self.source.url(DATABASE), &self.target.url("postgres"), 4)
+    }
+
+    /// Runs one of our own commands; the last line that it prints.
+    pub fn last_line(&self, args: &[&str]) -> Result<String> {
+        let output = self.try_carveout(args)?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "carveout {}: {}", args.join(" "), complaint.trim());
+        let printed = String::from_utf8_lossy(&output.stdout);
+        Ok(printed.trim().lines().last().unwrap_or_default().to_owned())
     }
 
     /// The play's scripts by pgbench, or its own, until it is stopped.

@@ -41,13 +41,6 @@ impl Problem {
     pub fn bad_request(object: &str, message: impl Into<String>, next: &str) -> Self {
         Problem::new(StatusCode::BAD_REQUEST, "bad_request", object, message, next)
     }
-
-    /// A command of the interface that this version does not have.
-    pub fn not_in_this_version(object: &str) -> Self {
-        let message = format!("\"{object}\" is not in this version ({})", env!("CARGO_PKG_VERSION"));
-        let next = "carveout --help lists what is; CHANGELOG.md says what came when";
-        Problem::new(StatusCode::NOT_IMPLEMENTED, "not_in_this_version", object, message, next)
-    }
 }
 
 impl From<Refusal> for Problem {

@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use schemas::Lsn;
 use schemas::config::{Isolation, Span};
 use schemas::record::NamedTarget;
-use schemas::status::{Status, TenantStatus};
+use schemas::status::{Route, Status, TenantStatus};
 use schemas::url::{BadUrl, PgUrl};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,7 @@ use tracing::Instrument;
 
 use super::answer::Problem;
 use crate::metrics;
+use crate::moves::cutover::Wish;
 use crate::supervisor::{Refusal, Supervisor, Wanted};
 
 /// The longest body that is read, in bytes.
@@ -31,9 +32,8 @@ const BODY_LIMIT_BYTES: usize = 64 << 10;
 /// The longest wait for a body.
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// Commands that there are.
-pub const COMMANDS: [&str; 6] = ["move", "verify", "rehearse", "pause", "resume", "cancel"];
-/// Commands of the interface that this version does not have.
-pub const LATER: [&str; 3] = ["cutover", "rollback", "complete"];
+pub const COMMANDS: [&str; 9] =
+    ["move", "verify", "rehearse", "cutover", "rollback", "complete", "pause", "resume", "cancel"];
 
 /// How long the tenant's writers are held at most, where nobody says.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
@@ -63,12 +63,21 @@ struct ResumeRequest {
     skip: Option<Lsn>,
 }
 
-/// The body of `rehearse`.
+/// The body of `rehearse`, `cutover` and `rollback`.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RehearsalRequest {
+struct CutoverRequest {
     /// How long the tenant's writers may be held at most.
     max_pause: Option<Span>,
+}
+
+/// The body of `complete`.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CompleteRequest {
+    /// Leave the tenant's rows at the source.
+    #[serde(default)]
+    keep_source: bool,
 }
 
 /// `GET /readyz`
@@ -119,6 +128,12 @@ pub async fn one(
     })
 }
 
+/// `GET /v1/tenants/{tenant}/route`
+pub async fn route(State(daemon): Daemon, path: Result<Path<String>, PathRejection>) -> Result<Json<Route>, Problem> {
+    let Path(tenant) = path.map_err(bad_path)?;
+    Ok(Json(alive(&daemon)?.route(&tenant)?))
+}
+
 /// `POST /v1/tenants/{tenant}/{command}`
 pub async fn command(
     State(daemon): Daemon,
@@ -137,15 +152,26 @@ pub async fn command(
             let supervisor = alive(&daemon)?;
             finish(async move { supervisor.verify(&tenant).await }).await
         }
-        "rehearse" => {
+        "rehearse" | "cutover" | "rollback" => {
+            let wish = match command.as_str() {
+                "rehearse" => Wish::Rehearse,
+                "cutover" => Wish::CutOver,
+                _ => Wish::RollBack,
+            };
             let next = "send nothing, or {\"max_pause\": \"5s\"}";
-            let RehearsalRequest { max_pause } = request(&read(body).await?, "rehearse", next)?;
+            let CutoverRequest { max_pause } = request(&read(body).await?, &command, next)?;
             let max_pause = max_pause.map_or(MAX_PAUSE, |Span(time)| time);
             if !PAUSES.contains(&max_pause) {
                 return Err(Problem::bad_request("max_pause", "it is from 50ms to 60s", next));
             }
             let supervisor = alive(&daemon)?;
-            finish(async move { supervisor.rehearse(&tenant, max_pause).await }).await
+            finish(async move { supervisor.cut_over(&tenant, wish, max_pause).await }).await
+        }
+        "complete" => {
+            let next = "send nothing, or {\"keep_source\": true}";
+            let CompleteRequest { keep_source } = request(&read(body).await?, "complete", next)?;
+            let supervisor = alive(&daemon)?;
+            finish(async move { supervisor.complete(&tenant, keep_source).await }).await
         }
         "pause" => {
             read(body).await?;
@@ -163,7 +189,6 @@ pub async fn command(
             let supervisor = alive(&daemon)?;
             finish(async move { supervisor.cancel(&tenant).await }).await
         }
-        later if LATER.contains(&later) => Err(Problem::not_in_this_version(later)),
         other => {
             let message = "there is no such command";
             Err(Problem::new(
@@ -171,15 +196,15 @@ pub async fn command(
                 "not_found",
                 other,
                 message,
-                "the commands are move, verify, rehearse, pause, resume and cancel",
+                "the commands are move, verify, rehearse, cutover, rollback, complete, pause, resume and cancel",
             ))
         }
     }
 }
 
-/// Whether the interface has such a command, now or later.
+/// Whether the interface has such a command.
 pub fn is_command(name: &str) -> bool {
-    COMMANDS.contains(&name) || LATER.contains(&name)
+    COMMANDS.contains(&name)
 }
 
 fn alive(daemon: &Weak<Supervisor>) -> Result<Arc<Supervisor>, Problem> {

@@ -1,6 +1,8 @@
 //! Standing still at one position, for `verify`: the target is brought to hold exactly the
 //! transactions that a snapshot of the source shows.
 
+use std::sync::Weak;
+
 use connectors::postgres::apply::PostgresSink;
 use schemas::{Lsn, Snapshot};
 
@@ -23,6 +25,14 @@ impl Lane {
             // When nobody waits for the answer any more, nobody would release it either.
             LaneCommand::Hold(held) => self.held = held.send(lsn).is_ok(),
             LaneCommand::Release => self.held = false,
+            LaneCommand::Note { changed, done } => {
+                self.changed.upgrade().iter().for_each(|before| before.close());
+                changed.upgrade().iter().for_each(|changed| changed.begin());
+                sink.note(Weak::clone(&changed));
+                self.changed = changed;
+                // Whoever asked may be gone.
+                let _ = done.send(());
+            }
             LaneCommand::Drain { until, mut done } => {
                 tokio::select! {
                     passed = self.stream_passed(until) => if !passed {

@@ -2,6 +2,7 @@
 //! what is done in each.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use schemas::url::PgUrl;
 use schemas::{Lsn, Phase};
 use tokio::sync::mpsc;
 
-use super::{Context, Moving, SpoolLink, StepError, copy, cutover, keys, parts, routes};
+use super::{Context, Moving, SpoolLink, StepError, complete, copy, cutover, keys, parts, reverse, routes, sequences};
 use crate::lane::{Lane, LaneEnded, LanePlan, Origin, Partitions};
 use crate::router::LaneEnd;
 use crate::spool::SpoolWriter;
@@ -37,7 +38,8 @@ pub async fn drive(context: Arc<Context>, moving: Arc<Moving>) {
     let stop = moving.stop.subscribe();
     // Opening a lane shuts out whoever had it open: not before the slot is ours.
     let mut progress = context.pipeline.progress.clone();
-    if moving.record().phase != Phase::Cancelling && !progress.borrow().owns_slot {
+    let needs_slot = !matches!(moving.record().phase, Phase::Cancelling | Phase::Completing | Phase::Completed);
+    if needs_slot && !progress.borrow().owns_slot {
         moving.meter.set_trouble(Some("the stream from the source has not begun".to_owned()));
         tokio::select! {
             ours = progress.wait_for(|progress| progress.owns_slot) => if ours.is_err() { return },
@@ -82,6 +84,7 @@ async fn give_up(context: &Context, moving: &Moving, error: StepError) {
     moving.meter.set_trouble(None);
     let next = match record.phase {
         Phase::Cancelling => "mend the cause, then `carveout cancel` again",
+        Phase::Completing => "mend the cause, then `carveout complete` again",
         _ => "mend the cause, then `carveout move` resumes where it stopped; or `carveout cancel`",
     };
     let (fault, at, broken) = match error {
@@ -106,7 +109,7 @@ async fn give_up(context: &Context, moving: &Moving, error: StepError) {
 }
 
 /// One phase; true when there is a next one.
-async fn step(context: &Context, moving: &Moving) -> Result<bool, StepError> {
+async fn step(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<bool, StepError> {
     let store = &context.store;
     match moving.record().phase {
         Phase::Planned => moving.advance(store, Event::Provision)?,
@@ -121,6 +124,7 @@ async fn step(context: &Context, moving: &Moving) -> Result<bool, StepError> {
                 open_lane(context, moving, &tables).await?;
             }
             unless_stopped(moving, copy::copy(context, moving)).await?;
+            unless_stopped(moving, cutover::shut_target(context, moving)).await?;
             moving.advance(store, Event::Copied)?;
         }
         Phase::Cancelling => {
@@ -128,7 +132,15 @@ async fn step(context: &Context, moving: &Moving) -> Result<bool, StepError> {
             moving.advance(store, Event::Dropped)?;
         }
         Phase::Following => return follow_until_stopped(context, moving).await.map(|()| false),
-        Phase::NeedsCopy | Phase::Cancelled => return Ok(false),
+        Phase::CuttingOver | Phase::RollingBack => {
+            unless_stopped(moving, cutover::resolve(context, moving)).await?;
+        }
+        Phase::Moved => return live_in_the_target(context, moving).await.map(|()| false),
+        Phase::Completing => {
+            unless_stopped(moving, complete::complete(context, moving)).await?;
+            moving.advance(store, Event::Cleared)?;
+        }
+        Phase::NeedsCopy | Phase::Cancelled | Phase::Completed => return Ok(false),
     }
     Ok(true)
 }
@@ -143,7 +155,7 @@ async fn unless_stopped<T>(moving: &Moving, work: impl Future<Output = Result<T,
 }
 
 /// A lane that is told to stop finishes what it has in hand, but does not wait for ever.
-async fn follow_until_stopped(context: &Context, moving: &Moving) -> Result<(), StepError> {
+async fn follow_until_stopped(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
     let stop = moving.stop.subscribe();
     let patience = async {
         stop::told(&stop).await;
@@ -214,7 +226,7 @@ async fn make_database(context: &Context, moving: &Moving, admin: &PgUrl, target
 }
 
 /// From here on every change of the tenant reaches its spool. Not to be cut off: a lane is open, or it is not.
-async fn open_lane(context: &Context, moving: &Moving, tables: &[Owned]) -> Result<(), StepError> {
+pub(super) async fn open_lane(context: &Context, moving: &Moving, tables: &[Owned]) -> Result<(), StepError> {
     let record = moving.record();
     let (spool, prev_end) =
         SpoolWriter::open(&context.spool_dir(record.id)).map_err(|error| spool_fault(&record, &error))?;
@@ -228,14 +240,49 @@ async fn open_lane(context: &Context, moving: &Moving, tables: &[Owned]) -> Resu
 }
 
 /// Takes the lane out of the pipeline and removes its spool.
-async fn close_lane(context: &Context, moving: &Moving) -> Result<(), StepError> {
+pub(super) async fn close_lane(context: &Context, moving: &Moving) -> Result<(), StepError> {
     let record = moving.record();
     drop(context.pipeline.close(record.id).await?);
     moving.set_spool(None);
-    match fs::remove_dir_all(context.spool_dir(record.id)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(spool_fault(&record, &error)),
+    remove_folder(&record, &context.spool_dir(record.id))
+}
+
+pub(super) fn remove_folder(record: &MoveRecord, folder: &Path) -> Result<(), StepError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(spool_fault(record, &error)),
         _ => Ok(()),
     }
+}
+
+/// The move's target, also by the record of its lane back.
+pub(super) fn target_of_move(context: &Context, record: &MoveRecord) -> Result<Target, StepError> {
+    context.target(&MoveRecord { back: None, ..record.clone() })
+}
+
+/// The writes have moved: what is written in the target flows back, until the move is stopped.
+async fn live_in_the_target(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
+    close_lane(context, moving).await?;
+    let record = moving.record();
+    let stop = moving.stop.subscribe();
+    let until_stopped = async {
+        tokio::select! {
+            () = stop::told(&stop) => {}
+            () = sequences::keep_filled(context, moving) => {}
+        }
+    };
+    if let Some(id) = record.reverse {
+        let reverse = match moving.reverse() {
+            Some(reverse) => reverse,
+            None => unless_stopped(moving, reverse::resume(context, id, None)).await?,
+        };
+        moving.set_reverse(Some(Arc::clone(&reverse)));
+        reverse.start();
+        until_stopped.await;
+        reverse.hold().await;
+    } else {
+        until_stopped.await;
+    }
+    Err(StepError::Stopped)
 }
 
 fn spool_fault(record: &MoveRecord, error: &std::io::Error) -> StepError {
@@ -263,9 +310,7 @@ pub(super) async fn open_checkpoint(
 }
 
 /// Runs the lane until it is stopped.
-async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
-    // What a daemon left that was killed while it rehearsed.
-    cutover::take_fence_away(context, moving).await?;
+async fn follow(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
     let record = moving.record();
     let target = context.target(&record)?;
     let Some(link) = moving.spool() else {
@@ -313,9 +358,10 @@ async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
     let ended = tokio::select! {
         ended = lane.run() => ended,
         _ = async { tokio::join!(
-            keys::hand_over(context, moving),
+                        keys::hand_over(context, moving),
             parts::validate(context, moving),
             parts::record_partitions(context, moving, to_record),
+            cutover::clear_up(context, moving),
         ) } => LaneEnded::Stopped,
     };
     keys::leave_off(context, moving).await;
@@ -331,8 +377,8 @@ async fn follow(context: &Context, moving: &Moving) -> Result<(), StepError> {
 }
 
 /// Drops what the move created, and nothing else.
-async fn drop_target(context: &Context, moving: &Moving) -> Result<(), StepError> {
-    cutover::take_fence_away(context, moving).await?;
+async fn drop_target(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
+    cutover::take_away(context, moving, true).await?;
     close_lane(context, moving).await?;
     let record = moving.record();
     let target = context.target(&record)?;

@@ -1,17 +1,20 @@
 //! Compares both sides at one position: the lane is brought to hold exactly what a snapshot of the
 //! source shows, the target's snapshot is taken, the lane goes on, and then both are read.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use connectors::postgres::apply::Changed;
+use connectors::postgres::catalog::Table;
 use connectors::postgres::checksum::{Side, compare};
-use connectors::postgres::policy::Owned;
+use connectors::postgres::policy::Path;
 use connectors::postgres::snapshot::{self, HeldSnapshot};
 use connectors::postgres::{Client, Doing, client, slot};
-use schemas::Phase;
+use schemas::{Phase, TableName};
+
 use schemas::config::Target;
-use schemas::record::Fault;
+use schemas::record::{Fault, MoveRecord};
 use schemas::status::VerifyReport;
 use tokio::sync::{mpsc, oneshot};
 
@@ -19,8 +22,8 @@ use super::{Context, Moving, StepError};
 use crate::lane::LaneCommand;
 
 /// How long to try for a snapshot at which the lane can stand.
-const PATIENCE: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
 /// Releases the lane whatever happens.
 struct Held(mpsc::Sender<LaneCommand>);
@@ -35,7 +38,18 @@ impl Drop for Held {
 }
 
 /// Marks the move as being verified.
-struct Verifying<'a>(&'a Moving);
+pub(super) struct Verifying<'a>(&'a Moving);
+
+impl Verifying<'_> {
+    /// Nobody else moves the lane meanwhile.
+    pub(super) fn begin(moving: &Moving) -> Result<Verifying<'_>, StepError> {
+        if moving.verifying.swap(true, Ordering::Relaxed) {
+            let (id, next) = (moving.record().id.to_string(), "wait for that to end");
+            return Err(StepError::Fault(Fault::new("not_ready", id, "it is being verified already", next)));
+        }
+        Ok(Verifying(moving))
+    }
+}
 
 impl Drop for Verifying<'_> {
     fn drop(&mut self) {
@@ -45,25 +59,39 @@ impl Drop for Verifying<'_> {
 
 /// Compares every table of the move.
 pub async fn verify(context: &Context, moving: &Moving) -> Result<VerifyReport, StepError> {
+    verify_noting(context, moving, None).await
+}
+
+/// The same; what the lane applies behind the position is noted in `changed`.
+pub(super) async fn verify_noting(
+    context: &Context,
+    moving: &Moving,
+    changed: Option<&Arc<Changed>>,
+) -> Result<VerifyReport, StepError> {
     let record = moving.record();
     let refuse =
         |message: &str, next: &str| StepError::Fault(Fault::new("not_ready", record.id.to_string(), message, next));
-    if record.phase != Phase::Following {
-        return Err(refuse("it cannot be verified before its copy is complete", "carveout status"));
+    match record.phase {
+        Phase::Following => {}
+        Phase::Moved => return Err(super::cutover::no_way_back(&record)),
+        Phase::CuttingOver | Phase::RollingBack => {
+            return Err(refuse("its writes are being moved", "wait for that to end, then verify"));
+        }
+        Phase::Completing | Phase::Completed => {
+            return Err(refuse("the tenant stays in its target: nothing is left to compare with", ""));
+        }
+        _ => return Err(refuse("it cannot be verified before its copy is complete", "carveout status")),
     }
     if record.paused {
         return Err(refuse("it is paused", "`carveout resume`, then verify"));
     }
-    if moving.verifying.swap(true, Ordering::Relaxed) {
-        return Err(refuse("it is being verified already", "wait for that to end"));
-    }
-    let _verifying = Verifying(moving);
+    let _verifying = Verifying::begin(moving)?;
     let target = context.target(&record)?;
-    let tables = context.tables(&record.tables).await?;
+    let tables = tables(context, moving, &target).await?;
     let began = Instant::now();
     let report = loop {
-        let why = match stand(context, moving, &target.url).await? {
-            Ok((source, client)) => match compare_all(context, moving, &target, &tables, &source, &client).await? {
+        let why = match stand(context, moving, &target.url, changed).await? {
+            Ok((source, client)) => match compare_all(context, moving, &tables, &source, &client).await? {
                 Some(report) => break report,
                 None => "partitions came or went while it was compared",
             },
@@ -83,34 +111,72 @@ pub async fn verify(context: &Context, moving: &Moving) -> Result<VerifyReport, 
     Ok(report)
 }
 
+/// A table on both sides, each with its name and the condition for the rows that count.
+pub(super) struct Compared {
+    pub shape: Table,
+    pub source: (TableName, String),
+    pub target: (TableName, String),
+    /// Whether it is everybody's: no fence holds its writers.
+    pub reference: bool,
+}
+
+/// What is compared: the tenant's rows at the source with all that is in the target, so that a row that does not belong there
+/// is a difference.
+pub(super) async fn tables(context: &Context, moving: &Moving, target: &Target) -> Result<Vec<Compared>, StepError> {
+    let record = moving.record();
+    let all = || "true".to_owned();
+    let (homes, here) = match &record.back {
+        None => (&record.tables, None),
+        Some(back) => (&back.homes, Some(&record.tables)),
+    };
+    let plan = moving.sink_plan(target, 0);
+    let mut compared = Vec::new();
+    for owned in context.home().tables(homes).await? {
+        let (name, filter) = (owned.table.name.clone(), owned.filter(&record.tenant));
+        let place = homes.iter().position(|home| *home == name);
+        let (source, target) = match (here, place) {
+            (Some(here), Some(place)) => ((here[place].clone(), all()), (name, filter)),
+            _ => {
+                let there = plan.target_name(&name);
+                ((name, filter), (there, all()))
+            }
+        };
+        let reference = matches!(owned.path, Path::Reference);
+        compared.push(Compared { shape: owned.table, source, target, reference });
+    }
+    Ok(compared)
+}
+
 /// Compares the tables; `None` when partitions came or went meanwhile: neither side shows them as they were.
 async fn compare_all(
     context: &Context,
     moving: &Moving,
-    target: &Target,
-    tables: &[Owned],
+    tables: &[Compared],
     source: &HeldSnapshot,
     client: &Client,
 ) -> Result<Option<VerifyReport>, StepError> {
     let record = moving.record();
-    let plan = moving.sink_plan(target, 0);
     let mut report =
         VerifyReport { tenant: record.tenant.clone(), lsn: source.wal_insert_lsn, equal: true, tables: Vec::new() };
-    for owned in tables {
-        let left =
-            Side { client: &source.client, table: owned.table.name.clone(), filter: owned.filter(&record.tenant) };
-        // No filter on this side: a row that does not belong here is a difference.
-        let right = Side { client, table: plan.target_name(&owned.table.name), filter: "true".to_owned() };
-        let table = compare(&left, &right, &owned.table).await?;
+    for Compared { shape, source: (left, of_tenant), target: (right, there), .. } in tables {
+        let left = Side { client: &source.client, table: left.clone(), filter: of_tenant.clone() };
+        let right = Side { client, table: right.clone(), filter: there.clone() };
+        // The shared side is the source in every report, whichever way the changes flow.
+        let (source, target) = if record.back.is_some() { (right, left) } else { (left, right) };
+        let table = compare(&source, &target, shape).await?;
         report.equal &= table.differences == 0;
         report.tables.push(table);
     }
+    Ok(still(context, moving, &record).await?.then_some(report))
+}
+
+/// Whether no partitions came or went since `record` was read.
+pub(super) async fn still(context: &Context, moving: &Moving, record: &MoveRecord) -> Result<bool, StepError> {
     let asking = client::connect(&context.config.source.url, "verify").await?;
     let read_again = moving.spool().is_some_and(|link| link.state.lacks_rows());
-    let same = !read_again
+    Ok(!read_again
         && moving.record().published == record.published
-        && same_partitions(context, moving, &asking).await?;
-    Ok(same.then_some(report))
+        && same_partitions(context, moving, &asking).await?)
 }
 
 /// Whether the source's partitions, as `client` sees them, are those that the move knows.
@@ -123,11 +189,12 @@ async fn same_partitions(context: &Context, moving: &Moving, client: &Client) ->
     Ok(record.published.repartitioned(&now).is_empty())
 }
 
-/// Brings both sides to one position; or why that did not succeed this time.
-async fn stand(
+/// Brings both sides to one position, from which on `changed` is noted; or why that did not succeed this time.
+pub(super) async fn stand(
     context: &Context,
     moving: &Moving,
     target: &schemas::url::PgUrl,
+    changed: Option<&Arc<Changed>>,
 ) -> Result<Result<(HeldSnapshot, Client), &'static str>, StepError> {
     let id = moving.record().id;
     let lost =
@@ -172,5 +239,12 @@ async fn stand(
         .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT pg_current_snapshot()")
         .await
         .doing("take the target's snapshot")?;
+    // Before it goes on: the lane takes its commands in order.
+    if let Some(changed) = changed {
+        let (done, noting) = oneshot::channel();
+        let note = LaneCommand::Note { changed: Arc::downgrade(changed), done };
+        commands.send(note).await.map_err(|_| lost())?;
+        tokio::time::timeout(PATIENCE, noting).await.ok().and_then(Result::ok).ok_or_else(lost)?;
+    }
     Ok(Ok((source, client)))
 }

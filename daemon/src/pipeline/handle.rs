@@ -1,5 +1,7 @@
 //! The others' end of the pipeline: what it shows of itself, and what can be asked of it.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use schemas::record::Fault;
 use schemas::{Lsn, MoveId, TableName};
@@ -8,6 +10,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::ack::SharedUnseen;
 use crate::ownership::Reference;
 use crate::router::{LaneEnd, TableRoute};
+
+/// How long a record may take.
+const RECORD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the pipeline shows of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +37,8 @@ pub struct Progress {
     pub fault: Option<Fault>,
     /// How often the lanes' keys were lost: they have to be read again.
     pub keys_lost: u64,
+    /// How many acknowledge records were written.
+    pub rounds: u64,
 }
 
 /// What can be asked of the pipeline.
@@ -145,6 +152,19 @@ impl PipelineHandle {
         let (ended, done) = oneshot::channel();
         self.commands.send(Command::EndKeys { id, complete, ended }).await.map_err(|_| stopped())?;
         done.await.map_err(|_| stopped())
+    }
+
+    /// Waits until the acknowledge record says what is so now; false when that takes too long, as while the source is away.
+    pub async fn recorded(&self) -> anyhow::Result<bool> {
+        let mut progress = self.progress.clone();
+        // One may be under way.
+        let enough = progress.borrow_and_update().rounds + 2;
+        let written = progress.wait_for(|progress| progress.rounds >= enough || progress.state == "stopped");
+        match tokio::time::timeout(RECORD_PATIENCE, written).await {
+            Ok(Ok(progress)) if progress.state != "stopped" => Ok(true),
+            Ok(Ok(_)) | Err(_) => Ok(false),
+            Ok(Err(_)) => Err(stopped()),
+        }
     }
 
     /// Waits until the stream has passed `position`.

@@ -9,13 +9,14 @@ use connectors::postgres::{self, catalog, client, prepare, slot, snapshot};
 use schemas::config::{Isolation, Target};
 use schemas::phase::Event;
 use schemas::record::{Fault, MoveRecord, NamedTarget, OwnServer, Published};
-use schemas::status::{RehearsalReport, TenantStatus, VerifyReport};
+use schemas::status::{CompletionReport, CutoverReport, Route, TenantStatus, VerifyReport};
 use schemas::tenant::KeyType;
 use schemas::url::{BadUrl, PgUrl};
 use schemas::{Phase, TenantId};
 
 use super::{Entry, Refusal, RefusalKind, Supervisor};
-use crate::moves::cutover::rehearse;
+use crate::moves::complete;
+use crate::moves::cutover::{self, Wish, cut_over};
 use crate::moves::verify::verify;
 use crate::moves::{Moving, StepError};
 use crate::store::StoreError;
@@ -87,6 +88,10 @@ impl Supervisor {
             let message = format!("the tenant is on its way to another {what}");
             return Err(no("exists", &record.id.to_string(), &message, "`carveout cancel` it first"));
         }
+        if record.phase == Phase::Completed {
+            let message = "the tenant was moved for good, and lives in its target";
+            return Err(no("completed", &record.id.to_string(), message, "`carveout complete` shows the report"));
+        }
         if record.phase == Phase::Cancelling {
             return Err(no(
                 "cancelling",
@@ -103,7 +108,13 @@ impl Supervisor {
                 "`carveout resume` lets it go on",
             ));
         }
-        if record.fault.is_none() && record.phase != Phase::NeedsCopy && !record.paused {
+        let back = entry.moving.way_back().map(|reverse| reverse.moving.record());
+        if back.as_ref().is_some_and(|back| back.phase == Phase::NeedsCopy) {
+            let next = "`carveout complete` ends the move without a way back";
+            return Err(no("reverse", &record.id.to_string(), "the lane back has lost changes for good", next));
+        }
+        let stands = record.fault.is_some() || back.is_some_and(|back| back.fault.is_some());
+        if !stands && record.phase != Phase::NeedsCopy && !record.paused {
             return Ok(());
         }
         // An order to stop stays in the spool: going on would pass over a change.
@@ -117,6 +128,9 @@ impl Supervisor {
             one_name_each(tables)?;
         }
         Self::stop_driver(entry).await;
+        if let Some(reverse) = entry.moving.way_back() {
+            reverse.moving.update(&self.context.store, |record| (record.fault, record.stopped_at) = (None, None))?;
+        }
         entry.moving.update(&self.context.store, |record| {
             (record.fault, record.stopped_at, record.paused) = (None, None, false);
             if let Ok(phase) = record.phase.after(Event::CopyAgain) {
@@ -177,6 +191,13 @@ impl Supervisor {
             rows_copied: 0,
             verified_at: None,
             fenced: false,
+            epoch: 0,
+            rolled_back: false,
+            reverse: None,
+            back: None,
+            blocks: Vec::new(),
+            history: Vec::new(),
+            completion: None,
         };
         self.context.store.put_move(&record)?;
         let entry = Entry { moving: Arc::new(Moving::new(record.clone())), driver: Arc::new(Mutex::new(None)) };
@@ -276,20 +297,84 @@ impl Supervisor {
     pub async fn verify(self: &Arc<Self>, tenant: &str) -> Result<VerifyReport, Refusal> {
         let entry = self.find(tenant).ok_or_else(|| not_found(tenant))?;
         // In a task of its own: the lane is let go even when nobody waits for the answer any more.
-        let context = Arc::clone(&self.context);
-        let report = tokio::spawn(async move { verify(&context, &entry.moving).await }).await;
+        let (context, moving) = match entry.moving.way_back() {
+            Some(reverse) => (Arc::clone(&reverse.context), Arc::clone(&reverse.moving)),
+            None => (Arc::clone(&self.context), Arc::clone(&entry.moving)),
+        };
+        let report = tokio::spawn(async move { verify(&context, &moving).await }).await;
         report.map_err(|error| no("verify", tenant, &error.to_string(), "see the daemon's log"))?.map_err(Refusal::from)
     }
 
-    /// A cutover up to the flip.
-    pub async fn rehearse(self: &Arc<Self>, tenant: &str, max_pause: Duration) -> Result<RehearsalReport, Refusal> {
+    /// Moves the writes, or moves them back, or does all of it but the flip.
+    pub async fn cut_over(
+        self: &Arc<Self>,
+        tenant: &str,
+        wish: Wish,
+        max_pause: Duration,
+    ) -> Result<CutoverReport, Refusal> {
         let entry = self.find(tenant).ok_or_else(|| not_found(tenant))?;
-        // In a task of its own: the fence is taken away even when nobody waits for the answer any more.
-        let context = Arc::clone(&self.context);
-        let report = tokio::spawn(async move { rehearse(&context, &entry.moving, max_pause).await }).await;
-        report
-            .map_err(|error| no("rehearse", tenant, &error.to_string(), "see the daemon's log"))?
-            .map_err(Refusal::from)
+        // In a task of its own: what it holds is let go even when nobody waits for the answer any more.
+        let supervisor = Arc::clone(self);
+        let report = tokio::spawn(async move {
+            let before = entry.moving.record().phase;
+            let report = cut_over(&supervisor.context, &entry.moving, wish, max_pause).await;
+            let _one = supervisor.commands.lock().await;
+            // Its driver runs the lane that was; or the flip has to be looked for.
+            let after = entry.moving.record();
+            if after.phase != before && !*supervisor.stop.borrow() {
+                Self::stop_driver(&entry).await;
+                if !after.paused || super::between_fences(after.phase) {
+                    supervisor.spawn_driver(&entry);
+                }
+            }
+            report
+        });
+        let report = report.await.map_err(|error| no("cutover", tenant, &error.to_string(), "see the daemon's log"))?;
+        report.map_err(Refusal::from)
+    }
+
+    /// Where the tenant lives.
+    pub fn route(&self, tenant: &str) -> Result<Route, Refusal> {
+        let entry = self.find(tenant).ok_or_else(|| not_found(tenant))?;
+        Ok(cutover::route(&self.context, &entry.moving)?)
+    }
+
+    /// Ends the move: the tenant stays in its target, and its rows at the source go. Asked again, it tells the same.
+    pub async fn complete(self: &Arc<Self>, tenant: &str, keep_source: bool) -> Result<CompletionReport, Refusal> {
+        let entry = self.find(tenant).ok_or_else(|| not_found(tenant))?;
+        if entry.moving.record().phase == Phase::Moved {
+            let completion = complete::prepare(&self.context, &entry.moving, keep_source).await?;
+            let _one = self.commands.lock().await;
+            // Meanwhile somebody else may have moved the writes back, or ended the move.
+            if entry.moving.record().phase == Phase::Moved {
+                Self::stop_driver(&entry).await;
+                let completed = entry.moving.advance_with(&self.context.store, Event::Complete, |record| {
+                    (record.completion, record.paused) = (Some(completion), false);
+                });
+                self.spawn_driver(&entry);
+                completed?;
+            }
+        } else if entry.moving.record().phase == Phase::Completing && entry.moving.record().fault.is_some() {
+            let _one = self.commands.lock().await;
+            Self::stop_driver(&entry).await;
+            entry.moving.update(&self.context.store, |record| {
+                record.fault = None;
+                record.completion.iter_mut().for_each(|completion| completion.keep_source |= keep_source);
+            })?;
+            self.spawn_driver(&entry);
+        }
+        let phase = entry.moving.record().phase;
+        if !matches!(phase, Phase::Completing | Phase::Completed) {
+            let message = format!("the move is {}: its writes are not in the target", phase.shown(None, false));
+            return Err(no("phase", &entry.moving.record().id.to_string(), &message, "`carveout cutover` moves them"));
+        }
+        let mut phase = entry.moving.watch_phase();
+        let ended = phase.wait_for(|(phase, fault)| *phase == Phase::Completed || *fault).await;
+        drop(ended);
+        if let Some(fault) = entry.moving.record().fault {
+            return Err(Refusal { kind: RefusalKind::Conflict, fault });
+        }
+        Ok(complete::report(&self.context, &entry.moving).await?)
     }
 
     /// Forgets the move and drops what it created.
@@ -299,10 +384,11 @@ impl Supervisor {
         if entry.moving.record().phase == Phase::Cancelled {
             return self.tenant(tenant).ok_or_else(|| not_found(tenant));
         }
+        still_shared(&entry, "cancel")?;
         Self::stop_driver(&entry).await;
         entry.moving.update(&self.context.store, |record| {
-            (record.fault, record.stopped_at, record.paused, record.verified_at) = (None, None, false, None);
             if let Ok(phase) = record.phase.after(Event::Cancel) {
+                (record.fault, record.stopped_at, record.paused, record.verified_at) = (None, None, false, None);
                 record.phase = phase;
             }
         })?;
@@ -331,6 +417,22 @@ async fn has_rows(owned: &[Owned], source: &postgres::Client, tenant: &TenantId)
         }
     }
     Ok(false)
+}
+
+/// Refuses what is only for tenants whose writes are at the source, and are not being moved.
+pub(super) fn still_shared(entry: &Entry, command: &str) -> Result<(), Refusal> {
+    let record = entry.moving.record();
+    let (why, next) = match record.phase {
+        Phase::Moved => {
+            ("its writes are in the target", "`carveout rollback` moves them back, `carveout complete` ends the move")
+        }
+        Phase::CuttingOver | Phase::RollingBack => ("its writes are being moved", "wait for that to end"),
+        Phase::Completing | Phase::Completed => {
+            ("the tenant stays in its target", "`carveout complete` shows the report")
+        }
+        _ => return Ok(()),
+    };
+    Err(no("phase", &record.id.to_string(), &format!("{why}: there is nothing to {command}"), next))
 }
 
 /// Every table's key type must know the tenant by the same text.

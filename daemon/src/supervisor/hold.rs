@@ -15,6 +15,10 @@ impl Supervisor {
         let _one = self.commands.lock().await;
         let entry = self.held(tenant)?;
         let record = entry.moving.record();
+        if matches!(record.phase, Phase::CuttingOver | Phase::RollingBack | Phase::Completing) {
+            let message = format!("the move is {}, which cannot be held", record.word(None, false));
+            return Err(no("phase", tenant, &message, "wait for that to end"));
+        }
         if !record.paused {
             entry.moving.update(&self.context.store, |record| record.paused = true)?;
             Self::stop_driver(&entry).await;
@@ -30,9 +34,11 @@ impl Supervisor {
         let one = self.commands.lock().await;
         let entry = self.held(tenant)?;
         let record = entry.moving.record();
+        let back = entry.moving.way_back().and_then(|reverse| reverse.moving.record().fault);
+        let stands = record.fault.is_some() || back.is_some();
         match skip {
             Some(skip) => self.leave_out(&entry, skip).await?,
-            None if record.fault.is_some() || record.phase == Phase::NeedsCopy => {
+            None if stands || record.phase == Phase::NeedsCopy => {
                 drop(one);
                 return self.start_move(&record.tenant.0, Wanted { resume: true, ..Wanted::default() }).await;
             }
@@ -48,7 +54,10 @@ impl Supervisor {
 
     /// Goes on without one transaction. That it was left out is stored before, and stays with the move.
     async fn leave_out(&self, entry: &Entry, skip: Lsn) -> Result<(), Refusal> {
-        let record = entry.moving.record();
+        // The lane that runs: while the tenant lives in its target the one back.
+        let lane =
+            entry.moving.way_back().map_or_else(|| Arc::clone(&entry.moving), |reverse| Arc::clone(&reverse.moving));
+        let record = lane.record();
         let (id, object) = (record.id, record.id.to_string());
         let stopped_at = record.stopped_at.filter(|_| record.fault.is_some() && record.phase.has_lane());
         if stopped_at != Some(skip) {
@@ -64,7 +73,7 @@ impl Supervisor {
             ));
         }
         Self::stop_driver(entry).await;
-        entry.moving.update(&self.context.store, |record| {
+        lane.update(&self.context.store, |record| {
             record.skipped.push(skip);
             (record.fault, record.stopped_at, record.paused, record.verified_at) = (None, None, false, None);
         })?;
@@ -79,9 +88,9 @@ impl Supervisor {
         let entry = self.find(tenant).ok_or_else(|| not_found(tenant))?;
         let phase = entry.moving.record().phase;
         match phase {
-            Phase::Cancelling | Phase::Cancelled => {
+            Phase::Cancelling | Phase::Cancelled | Phase::Completed => {
                 let message = format!("the move is {}", phase.shown(None, false));
-                Err(no("phase", tenant, &message, "`carveout move` starts another one once it is cancelled"))
+                Err(no("phase", tenant, &message, "carveout status"))
             }
             _ => Ok(entry),
         }

@@ -3,14 +3,13 @@
 use std::sync::atomic::Ordering;
 
 use schemas::config::Isolation;
-use schemas::record::OwnServer;
+use schemas::record::{MoveRecord, OwnServer};
 use schemas::status::{SourceStatus, Status, TenantStatus};
 use schemas::{Lsn, Phase};
 
 use super::{Entry, Supervisor, behind};
 use crate::clock;
-use crate::load::Gate;
-use crate::moves::Moving;
+use crate::moves::{Context, Moving};
 use crate::pipeline::Progress;
 
 impl Supervisor {
@@ -30,7 +29,7 @@ impl Supervisor {
         };
         let entries: Vec<Entry> = self.lock().values().cloned().collect();
         let shown = entries.iter().filter(|entry| entry.moving.record().phase != Phase::Cancelled);
-        let tenants = shown.map(|entry| tenant_status(&entry.moving, &progress, &self.context.gate)).collect();
+        let tenants = shown.map(|entry| tenant_status(&self.context, &entry.moving, &progress)).collect();
         Status { version: env!("CARGO_PKG_VERSION").to_owned(), source, tenants }
     }
 
@@ -50,7 +49,7 @@ impl Supervisor {
     /// One tenant's move; a cancelled one only when there is no other.
     pub fn tenant(&self, tenant: &str) -> Option<TenantStatus> {
         let progress = self.context.pipeline.progress.borrow().clone();
-        self.find(tenant).map(|entry| tenant_status(&entry.moving, &progress, &self.context.gate))
+        self.find(tenant).map(|entry| tenant_status(&self.context, &entry.moving, &progress))
     }
 
     /// Whether the daemon can work; if not, why.
@@ -74,10 +73,16 @@ impl Supervisor {
     }
 }
 
-fn tenant_status(moving: &Moving, progress: &Progress, gate: &Gate) -> TenantStatus {
+fn tenant_status(context: &Context, moving: &Moving, progress: &Progress) -> TenantStatus {
     let record = moving.record();
-    let spool = moving.spool().map(|link| link.state);
-    let following = record.phase == Phase::Following;
+    // While the tenant lives in its target, what flows back.
+    let reverse = moving.way_back();
+    let (progress, lane) = match &reverse {
+        Some(reverse) => (&reverse.context.pipeline.progress.borrow().clone(), &*reverse.moving),
+        None => (progress, moving),
+    };
+    let spool = lane.spool().map(|link| link.state);
+    let following = lane.record().phase == Phase::Following;
     // A lane that has nothing to apply moves on with the stream.
     let applied_lsn = match &spool {
         Some(spool) if following && spool.oldest().is_none() => progress.received,
@@ -91,26 +96,31 @@ fn tenant_status(moving: &Moving, progress: &Progress, gate: &Gate) -> TenantSta
         spool.as_ref().and_then(|spool| spool.oldest()).map(|oldest| age(oldest - progress.server_clock_offset));
     let unread = progress.behind_since.map(age);
     let lag_seconds = following.then(|| waiting.unwrap_or(0.0).max(unread.unwrap_or(0.0)));
-    let mut blocked_by = vec!["cutover is not in this version".to_owned()];
+    let mut blocked_by: Vec<String> = Vec::new();
+    blocked_by.extend((record.phase != Phase::Following).then(|| not_following(record.phase).to_owned()));
+    blocked_by.extend(lag_seconds.filter(|lag| *lag >= CAUGHT_UP_SECONDS).map(|_| "it is not caught up".to_owned()));
     blocked_by.extend(progress.fault.as_ref().map(|fault| fault.message.clone()));
     blocked_by.extend(record.fault.as_ref().map(|fault| fault.message.clone()));
     blocked_by.extend(record.paused.then(|| "it is paused".to_owned()));
     let unproved = |lsn| format!("transaction {lsn} was left out, and no clean verify has come after it");
     blocked_by.extend(record.unproved_skip().map(unproved));
-    let waiting_for = moving.meter.trouble();
+    let waiting_for = moving.meter.trouble().or(lane.meter.trouble());
     blocked_by.extend(waiting_for.clone());
+    let to = if record.to == Isolation::Database { "database" } else { "schema" };
+    let fault_back = reverse.as_ref().and_then(|reverse| reverse.moving.record().fault);
     let copies = record.phase == Phase::Copying && !record.paused && record.fault.is_none();
-    let throttled_by = gate.reason().filter(|_| copies);
+    let throttled_by = context.gate.reason().filter(|_| copies);
+    let warnings = kept_too_long(context, &record, now).into_iter().collect();
     TenantStatus {
         server: record.server.as_ref().map(OwnServer::to_string),
         target: record.schema.clone().unwrap_or_else(|| record.database.clone()),
         phase: match moving.rehearsing.load(Ordering::Relaxed) {
             true => "rehearsing",
-            false => record.phase.shown(lag_seconds, moving.verifying.load(Ordering::Relaxed)),
+            false => record.word(lag_seconds, lane.verifying.load(Ordering::Relaxed)),
         }
         .to_owned(),
-        isolation: "shared".to_owned(),
-        to: if record.to == Isolation::Database { "database" } else { "schema" }.to_owned(),
+        isolation: if record.phase.lives_in_target() { to } else { "shared" }.to_owned(),
+        to: to.to_owned(),
         rows_copied: moving.rows_copied.load(Ordering::Relaxed),
         rows_total: record.rows_total,
         received_lsn: progress.received,
@@ -119,18 +129,41 @@ fn tenant_status(moving: &Moving, progress: &Progress, gate: &Gate) -> TenantSta
         spool_bytes: spool.map_or(0, |spool| spool.bytes()),
         applied_lsn,
         lag_seconds,
-        can_cutover: false,
+        can_cutover: blocked_by.is_empty(),
         blocked_by,
-        fault: record.fault,
+        fault: record.fault.or(fault_back),
         throttled_by,
         paused: record.paused,
         skipped: record.skipped,
         waiting_for,
+        warnings,
         left_out: moving.left_out(),
         changes_applied: moving.meter.changes.load(Ordering::Relaxed),
         verified_at_lsn: record.verified_at,
-        route_epoch: None,
+        route_epoch: u64::try_from(record.epoch).ok().filter(|epoch| *epoch > 0),
         tenant: record.tenant,
         r#move: record.id,
     }
+}
+
+/// A lag under this counts as caught up.
+const CAUGHT_UP_SECONDS: f64 = 1.0;
+
+/// Why the writes cannot be moved in this phase.
+fn not_following(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Moved => "its writes are in the target already",
+        Phase::CuttingOver | Phase::RollingBack => "its writes are being moved",
+        _ => "it is not in step with the source",
+    }
+}
+
+/// The way back costs, and nobody has said how the move ends.
+fn kept_too_long(context: &Context, record: &MoveRecord, now: i64) -> Option<String> {
+    let meant = &context.config.tenant_strategy.migration_config.dual_write_duration;
+    let since = record.history.last().filter(|_| record.phase == Phase::Moved)?.at;
+    let kept = std::time::Duration::from_micros((now - since).max(0).unsigned_abs());
+    (kept > meant.0).then(|| {
+        format!("the way back has been kept for longer than dual_write_duration ({meant}): `carveout complete` ends it")
+    })
 }

@@ -112,7 +112,7 @@ impl Default for Metrics {
     }
 }
 
-/// The `hooks` block: programs with their arguments, run around a step. Not used yet.
+/// The `hooks` block: programs with their arguments, run around a step. `{tenant}` in an argument is the tenant.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Hooks {

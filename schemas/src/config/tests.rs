@@ -92,12 +92,6 @@ fn only_the_unused_keys_of_the_file_are_listed() {
     let expected = [
         "tenant_strategy.default_type",
         "tenant_strategy.migration_thresholds",
-        "tenant_strategy.migration_config.validation_enabled",
-        "tenant_strategy.migration_config.rollback_enabled",
-        "tenant_strategy.migration_config.dual_write_duration",
-        "limits.reverse_slots",
-        "hooks.before_cutover",
-        "hooks.after_cutover",
         "kafka.brokers",
         "kafka.topic",
         "kafka.relay",

@@ -5,17 +5,10 @@
 use super::yaml::{Node, Value};
 
 /// Blocks of which no key is used.
-const BLOCKS: [&[&str]; 2] = [&["hooks"], &["kafka"]];
+const BLOCKS: [&[&str]; 1] = [&["kafka"]];
 
 /// Keys in blocks that are used otherwise.
-const KEYS: [&[&str]; 6] = [
-    &["tenant_strategy", "default_type"],
-    &["tenant_strategy", "migration_thresholds"],
-    &["tenant_strategy", "migration_config", "validation_enabled"],
-    &["tenant_strategy", "migration_config", "rollback_enabled"],
-    &["tenant_strategy", "migration_config", "dual_write_duration"],
-    &["limits", "reverse_slots"],
-];
+const KEYS: [&[&str]; 2] = [&["tenant_strategy", "default_type"], &["tenant_strategy", "migration_thresholds"]];
 
 /// The dotted keys that stand in the file with a value.
 pub(super) fn keys(file: &Node) -> Vec<String> {

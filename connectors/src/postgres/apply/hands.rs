@@ -400,7 +400,7 @@ impl<'a> FromSql<'a> for Undecoded {
 
 impl Targets {
     /// The tables of a tree, from the top down.
-    fn tree(&self, root: &TableName) -> Vec<TableName> {
+    pub(super) fn tree(&self, root: &TableName) -> Vec<TableName> {
         let leads = |table: &&TableName| tree::leads(self.paths(), table, root);
         let mut tables: Vec<TableName> = self.paths().keys().filter(leads).cloned().collect();
         tables.sort_by_cached_key(|table| (tree::depth(self.paths(), table), table.clone()));

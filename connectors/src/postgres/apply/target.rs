@@ -80,7 +80,8 @@ pub(super) struct Mapped {
     /// Whether a column cannot be updated by a set: arrays and composites (`unnest` would take them apart) and,
     /// outside the key, GENERATED ALWAYS AS IDENTITY (which UPDATE refuses).
     pub whole_rows: bool,
-    full: bool,
+    /// Whether the identity is FULL.
+    pub full: bool,
     /// The rows that a row's tenant is found by: what it refers to, what that one refers to, and so on.
     pub above: Vec<Referred>,
     /// Places of the columns that refer to the first of those.

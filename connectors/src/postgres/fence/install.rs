@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use super::super::policy::{Owned, Path};
 use super::super::quote::{ident, literal, table as qualified};
 use super::super::{Doing, Error, Result};
-use super::{CLASS, Fence, LOCK_NOT_AVAILABLE, REFUSED, Row};
+use super::{CLASS, Fence, LANE, LOCK_NOT_AVAILABLE, REFUSED, Row};
 
 /// How long one table's triggers may wait for its writers: others queue behind that.
 const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '50ms'";
@@ -18,8 +18,9 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
 /// Puts the fence around the tables, or completes it. Those that other rows say the tenant of come last: their triggers cost
 /// every tenant's writers most. Tries each table for `patience`.
 pub async fn install(client: &mut Client, fence: &Fence, tables: &[Owned], patience: Duration) -> Result<()> {
-    let row = fence.create(client, true).await?;
-    for (name, sql) in functions(fence, row, tables) {
+    let row = fence.create(client).await?;
+    let role: String = client.query_one("SELECT session_user::text", &[]).await.doing("name the role")?.get(0);
+    for (name, sql) in functions(fence, &Guard { row, role }, tables) {
         client.batch_execute(&sql).await.doing(format!("make function carveout.{name}"))?;
     }
     let wanting: HashSet<String> = wanting(client, row, tables).await?.into_iter().collect();
@@ -114,17 +115,38 @@ fn names(row: Row) -> impl Iterator<Item = String> {
     ["insert", "update", "delete", "truncate"].into_iter().map(move |event| format!("carveout_{function}_{event}"))
 }
 
+/// What a function knows beside the fence.
+struct Guard {
+    row: Row,
+    /// The role whose lane passes.
+    role: String,
+}
+
 /// One function for tables that name the tenant and for TRUNCATE, and one for each of the others.
-fn functions(fence: &Fence, row: Row, tables: &[Owned]) -> Vec<(String, String)> {
-    let plain = (row.function(), function(fence, row, &row.function(), ""));
+fn functions(fence: &Fence, guard: &Guard, tables: &[Owned]) -> Vec<(String, String)> {
+    let row = guard.row;
+    let plain = (row.function(), function(fence, guard, &row.function(), ""));
     let others = from_the_top(tables).into_iter().filter(|owned| owned.depth() > 0).map(|owned| {
         let name = via_function(row, owned);
         let own = |row| owned.condition(row, &fence.tenant);
         let passes = format!("IF NOT (({}) OR ({})) THEN RETURN NULL; END IF;", own("NEW"), own("OLD"));
-        let sql = function(fence, row, &name, &passes);
+        let sql = function(fence, guard, &name, &passes);
         (name, sql)
     });
-    std::iter::once(plain).chain(others).collect()
+    let whole = tables.iter().filter_map(|owned| {
+        let Path::Whole(Some(column)) = &owned.path else { return None };
+        let name = via_function(row, owned);
+        let kind = owned.table.column(column).map_or("text", |column| column.base_name.as_str());
+        let own = format!("NEW.{} OPERATOR(pg_catalog.=) {}::{kind}", ident(column), literal(&fence.tenant.0));
+        let foreign = format!(
+            "IF TG_OP OPERATOR(pg_catalog.<>) 'DELETE' AND ({own}) IS NOT TRUE THEN RAISE EXCEPTION USING ERRCODE = '23514', \
+             MESSAGE = 'a row of another tenant', DETAIL = {}; END IF;",
+            literal(&format!("all rows of {} are those of tenant {}", owned.table.name, fence.tenant.0))
+        );
+        let sql = function(fence, guard, &name, &foreign);
+        Some((name, sql))
+    });
+    std::iter::once(plain).chain(others).chain(whole).collect()
 }
 
 fn via_function(row: Row, owned: &Owned) -> String {
@@ -133,12 +155,16 @@ fn via_function(row: Row, owned: &Owned) -> String {
 
 /// VOLATILE, so that each statement in it sees what is committed by then. Without `SET search_path`, which would cost more
 /// than the rest: every name has its schema. The writer must not be able to touch the control row, so it runs as its owner.
-fn function(fence: &Fence, row: Row, name: &str, passes: &str) -> String {
-    let (lock_key, detail) = (row.lock_key, literal(&format!("carveout move {}", fence.id)));
+/// The move's own lane passes, whatever the state: its commits are held by its checkpoint's epoch.
+fn function(fence: &Fence, guard: &Guard, name: &str, passes: &str) -> String {
+    let (lock_key, detail) = (guard.row.lock_key, literal(&format!("carveout move {}", fence.id)));
+    let (role, lane) = (literal(&guard.role), literal(&fence.id.to_string()));
     let said = literal(&format!("tenant {} does not live here", fence.tenant.0));
     let body = format!(
         "DECLARE s text;
 BEGIN
+  IF session_user OPERATOR(pg_catalog.=) {role}
+     AND pg_catalog.current_setting('{LANE}', true) OPERATOR(pg_catalog.=) {lane} THEN RETURN NULL; END IF;
   {passes}
   PERFORM pg_catalog.pg_advisory_xact_lock_shared({CLASS}, {lock_key});
   IF pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.=) 'read committed' THEN
@@ -165,10 +191,12 @@ END"
 /// AFTER, for a BEFORE trigger locks every row first, whosever it is, and sees the tenant before other triggers have set it.
 fn triggers(fence: &Fence, row: Row, owned: &Owned) -> String {
     let table = qualified(&owned.table.name);
-    let function = if owned.depth() == 0 { row.function() } else { via_function(row, owned) };
+    let own_function = owned.depth() > 0 || matches!(owned.path, Path::Whole(Some(_)));
+    let function = if own_function { via_function(row, owned) } else { row.function() };
     let when = |rows: &[&str]| {
         let own: Vec<String> = rows.iter().map(|row| owned.condition(row, &fence.tenant)).collect();
-        if owned.depth() == 0 { format!("WHEN ({})", own.join(" OR ")) } else { String::new() }
+        let always = owned.depth() > 0 || matches!(owned.path, Path::Whole(_));
+        if always { String::new() } else { format!("WHEN ({})", own.join(" OR ")) }
     };
     let events = [("AFTER INSERT", &["NEW"][..]), ("AFTER UPDATE", &["OLD", "NEW"]), ("AFTER DELETE", &["OLD"])];
     let rows = events.into_iter().map(|(event, rows)| {

@@ -29,7 +29,7 @@ impl std::fmt::Display for Way {
             match &via.parent.path {
                 Path::Key { column, .. } => return write!(f, " ({column})"),
                 Path::Via(next) => via = next,
-                Path::Reference => return Ok(()),
+                Path::Reference | Path::Whole(_) => return Ok(()),
             }
             f.write_str(", ")?;
         }
@@ -92,7 +92,7 @@ pub fn owned(table: &Table, path: Path) -> Owned {
 fn passes(owned: &Owned, table: &TableName) -> bool {
     match &owned.path {
         _ if &owned.table.name == table => true,
-        Path::Key { .. } | Path::Reference => false,
+        Path::Key { .. } | Path::Reference | Path::Whole(_) => false,
         Path::Via(via) => passes(&via.parent, table),
     }
 }
@@ -100,7 +100,7 @@ fn passes(owned: &Owned, table: &TableName) -> bool {
 /// Whether every row has the way. That a key is NULL is the keyed table's own matter.
 fn complete(owned: &Owned) -> bool {
     match &owned.path {
-        Path::Key { .. } | Path::Reference => true,
+        Path::Key { .. } | Path::Reference | Path::Whole(_) => true,
         Path::Via(via) => {
             let not_null = |name: &String| owned.table.column(name).is_some_and(|column| column.not_null);
             via.key.columns.iter().all(not_null) && complete(&via.parent)

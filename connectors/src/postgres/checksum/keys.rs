@@ -1,0 +1,84 @@
+//! Compares the rows with some keys: count and order-free sum of their hashes, as for whole tables.
+
+use futures_util::{StreamExt, pin_mut};
+use schemas::status::TableReport;
+use tokio_postgres::Row;
+
+use super::super::apply::{Condition, Keys};
+use super::super::catalog::Table;
+use super::super::quote::table as qualified;
+use super::super::{Doing, Result};
+use super::{HALVES, Hashes, MOST_EXAMPLES, Side, row_text, unlike};
+
+/// Compares the rows of both sides that have one of these keys; where neither has any, they are alike. Each side comes with the
+/// table as it stands there. Both must be at rest, or read under snapshots.
+pub async fn compare_keys(
+    source: (&Side<'_>, &Table),
+    target: (&Side<'_>, &Table),
+    keys: &Keys,
+) -> Result<TableReport> {
+    let shape = source.1;
+    let columns = row_text(shape.stored().map(|column| column.name.as_str()));
+    let mut report = TableReport {
+        table: shape.name.to_string(),
+        source_rows: 0,
+        target_rows: 0,
+        source_digest: String::new(),
+        target_digest: String::new(),
+        differences: 0,
+        examples: Vec::new(),
+    };
+    for alike in keys.alike() {
+        let (here, there) = (alike.condition(shape)?, alike.condition(target.1)?);
+        let sum = |side, condition| digest(side, &columns, condition);
+        let (left, right) = tokio::try_join!(sum(source.0, &here), sum(target.0, &there))?;
+        report.source_rows += left.0;
+        report.target_rows += right.0;
+        if left != right {
+            let key = row_text(keys.columns().iter().map(String::as_str));
+            let rows = |side, condition| rows(side, &key, &columns, condition);
+            let (left, right) = tokio::try_join!(rows(source.0, &here), rows(target.0, &there))?;
+            let found = unlike(&left, &right);
+            report.differences += (found.len() as u64).max(1);
+            let room = MOST_EXAMPLES.saturating_sub(report.examples.len());
+            report.examples.extend(found.into_iter().take(room));
+        }
+        report.source_digest.push_str(&left.1);
+        report.target_digest.push_str(&right.1);
+    }
+    Ok(report)
+}
+
+async fn digest(side: &Side<'_>, columns: &str, condition: &Condition) -> Result<(u64, String)> {
+    let sql = format!(
+        "SELECT count(*), {HALVES} FROM (SELECT md5({columns}) AS m FROM {} t WHERE {} AND ({})) h",
+        qualified(&side.table),
+        condition.sql,
+        side.filter
+    );
+    let rows = ask(side, &sql, condition).await?;
+    let row = rows.first().map(|row| (row.get::<_, i64>(0).unsigned_abs(), row.get(1)));
+    Ok(row.unwrap_or_default())
+}
+
+async fn rows(side: &Side<'_>, key: &str, columns: &str, condition: &Condition) -> Result<Hashes> {
+    let sql = format!(
+        "SELECT k, count(*), {HALVES} FROM (SELECT {key} AS k, md5({columns}) AS m FROM {} t WHERE {} AND ({})) h GROUP BY k",
+        qualified(&side.table),
+        condition.sql,
+        side.filter
+    );
+    let rows = ask(side, &sql, condition).await?;
+    Ok(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect())
+}
+
+async fn ask(side: &Side<'_>, sql: &str, condition: &Condition) -> Result<Vec<Row>> {
+    let doing = || format!("compare changed rows of {}", side.table);
+    let answer = side.client.query_raw(sql, condition.params()).await.doing(doing())?;
+    pin_mut!(answer);
+    let mut rows = Vec::new();
+    while let Some(row) = answer.next().await {
+        rows.push(row.doing(doing())?);
+    }
+    Ok(rows)
+}

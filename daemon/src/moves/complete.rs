@@ -1,0 +1,181 @@
+//! The end of a move: nothing flows back any more, what the tenant had at the source is deleted in small batches, both sides
+//! are looked at for rows that should not be there, and the fences go.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use connectors::postgres::policy::{Owned, Path};
+use connectors::postgres::purge::{self, Covered, Purge, Work};
+use connectors::postgres::{client, fence, snapshot};
+use schemas::record::{Completion, Fault, MoveRecord};
+use schemas::status::{CompletionReport, Happened, Severity, TableRows};
+use schemas::{Phase, TableName};
+
+use super::cutover::not_ready;
+use super::verify::verify;
+use super::{Context, Moving, StepError, cutover, hooks, reverse};
+
+/// Rows that are deleted in one transaction.
+const BATCH_ROWS: u32 = 1_000;
+/// Between two tries of a batch that somebody was in the way of.
+const AGAIN: Duration = Duration::from_millis(500);
+/// So many in a row, and a person must look.
+const ATTEMPTS: u32 = 60;
+
+/// What is looked at before anything is changed.
+pub async fn prepare(context: &Context, moving: &Moving, keep_source: bool) -> Result<Completion, StepError> {
+    let record = moving.record();
+    let mut completion = Completion { keep_source, ..Completion::default() };
+    if record.reverse.is_some() && moving.way_back().is_none() && !keep_source {
+        return Err(cutover::no_way_back(&record));
+    }
+    if let Some(back) = moving.way_back() {
+        let lane = back.moving.record();
+        if !keep_source && (lane.fault.is_some() || lane.phase != Phase::Following || record.paused) {
+            let why = "what is written in the target does not flow back, so both sides cannot be compared";
+            let next =
+                "`carveout resume`; or `carveout complete --keep-source`, which leaves the tenant's rows at the source";
+            return Err(not_ready(&record, why, next));
+        }
+        if context.config.tenant_strategy.migration_config.validation_enabled && !keep_source {
+            let report = verify(&back.context, &back.moving).await?;
+            if !report.equal {
+                let next = "`carveout verify` names the rows";
+                return Err(not_ready(&record, "source and target are not equal", next));
+            }
+            completion.certificate = Some(report);
+        }
+    }
+    if !keep_source {
+        let source = client::connect(&context.config.source.url, "complete").await?;
+        let found = purge::obstacles(&source, &context.tables(&record.tables).await?, &record.tenant).await?;
+        if let Some(finding) = found.into_iter().find(|finding| finding.severity == Severity::Error) {
+            let next = format!("{}; or `carveout complete --keep-source`", finding.remedy);
+            return Err(StepError::Fault(Fault::new("in_the_way", finding.object, finding.cause, next)));
+        }
+    }
+    let hook = context.config.hooks.before_complete.as_ref();
+    hooks::run(hook, "before_complete", &record.tenant).await.map_err(StepError::Fault)?;
+    Ok(completion)
+}
+
+/// Does it; whatever was done already is not done again.
+pub(super) async fn complete(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
+    reverse::discard(context, moving).await?;
+    let record = moving.record();
+    let tables = context.tables(&record.tables).await?;
+    let keep = record.completion.as_ref().is_some_and(|completion| completion.keep_source);
+    if !keep {
+        let covered = covered(context, moving, &tables).await?;
+        delete(context, moving, &tables, covered).await?;
+    }
+    look_for_leaks(context, moving, &tables, keep).await?;
+    cutover::take_away(context, moving, true).await?;
+    hooks::report(context.config.hooks.after_complete.as_ref(), "after_complete", &record.tenant).await;
+    Ok(())
+}
+
+/// The row versions that may be deleted. Found out once: what comes after that came past the fence.
+async fn covered(context: &Context, moving: &Moving, tables: &[Owned]) -> Result<Covered, StepError> {
+    let record = moving.record();
+    if let Some((before, shown)) = record.completion.and_then(|completion| completion.covered) {
+        return Ok(Covered { before, shown });
+    }
+    let held = snapshot::hold(&context.config.source.url, "complete").await?;
+    let covered = Covered::under(&held.client, &held.snapshot, tables, &record.tenant).await?;
+    let Covered { before, shown } = covered.clone();
+    moving.update(&context.store, |record| {
+        record.completion.get_or_insert_default().covered = Some((before, shown));
+    })?;
+    Ok(covered)
+}
+
+async fn delete(context: &Context, moving: &Moving, tables: &[Owned], covered: Covered) -> Result<(), StepError> {
+    let record = moving.record();
+    let before = record.completion.map(|completion| completion.deleted).unwrap_or_default();
+    let mut deleted: BTreeMap<String, u64> = before.into_iter().collect();
+    let client = client::connect(&context.config.source.url, "complete").await?;
+    let work = Work { tables: tables.to_vec(), tenant: record.tenant.clone(), covered, rows: BATCH_ROWS };
+    let settings = [(fence::LANE.to_owned(), record.id.to_string())];
+    let mut purge = Purge::open(client, work, &settings).await?;
+    let mut failures = 0;
+    loop {
+        match purge.next().await {
+            Ok(None) => return Ok(()),
+            Ok(Some(batch)) => {
+                failures = 0;
+                *deleted.entry(batch.table.to_string()).or_default() += batch.rows;
+                let so_far: Vec<(String, u64)> = deleted.clone().into_iter().collect();
+                moving.update(&context.store, |record| {
+                    record.completion.get_or_insert_default().deleted = so_far;
+                })?;
+                context.throttle.take(batch.rows).await;
+            }
+            Err(error) if error.may_pass() && !error.is_transient() && failures < ATTEMPTS => {
+                failures += 1;
+                tracing::info!(%error, "a batch could not be deleted yet; trying again");
+                tokio::time::sleep(AGAIN).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Rows of the tenant where it does not live any more, rows of others where it does.
+async fn look_for_leaks(context: &Context, moving: &Moving, tables: &[Owned], keep: bool) -> Result<(), StepError> {
+    let record = moving.record();
+    let target = context.target(&record)?;
+    let source = client::connect(&context.config.source.url, "complete").await?;
+    let there = client::connect(&target.url, "complete").await?;
+    let plan = moving.sink_plan(&target, 0);
+    let own = tables.iter().filter(|owned| !matches!(owned.path, Path::Reference));
+    let places: Vec<(Owned, TableName)> =
+        own.map(|owned| (owned.clone(), plan.target_name(&owned.table.name))).collect();
+    let residue = counted(purge::residue(&source, tables, &record.tenant).await?);
+    let foreign = counted(purge::foreign_rows(&there, &places, &record.tenant).await?);
+    let left = residue.first().filter(|_| !keep);
+    if let Some((table, rows)) = left {
+        let why = format!(
+            "{rows} rows of the tenant are still there that came or changed after the writes had moved, or that others refer to"
+        );
+        let next = "look at them: whatever wrote them got round the fence; `carveout complete` goes on, `carveout complete --keep-source` leaves them";
+        return Err(StepError::Fault(Fault::new("residue", table.clone(), why, next)));
+    }
+    if let Some((table, rows)) = foreign.first() {
+        let why = format!("{rows} rows in the target are not the tenant's");
+        let next = "move them to where they belong, then `carveout complete` again";
+        return Err(StepError::Fault(Fault::new("leak", table.clone(), why, next)));
+    }
+    moving.update(&context.store, |record| record.completion.get_or_insert_default().residue = residue)?;
+    Ok(())
+}
+
+fn counted(found: Vec<(TableName, u64)>) -> Vec<(String, u64)> {
+    found.into_iter().map(|(table, rows)| (table.to_string(), rows)).collect()
+}
+
+/// All of the move.
+pub async fn report(context: &Context, moving: &Moving) -> Result<CompletionReport, StepError> {
+    let record: MoveRecord = moving.record();
+    let completion = record.completion.unwrap_or_default();
+    let rows =
+        |counted: Vec<(String, u64)>| counted.into_iter().map(|(table, rows)| TableRows { table, rows }).collect();
+    let happened = record.history.into_iter().map(|event| Happened {
+        phase: event.phase,
+        at: event.at as f64 / 1e6,
+        pause_ms: event.pause_us.map(|pause| pause as f64 / 1e3),
+    });
+    Ok(CompletionReport {
+        route: cutover::route(context, moving)?,
+        tenant: record.tenant,
+        r#move: record.id,
+        timeline: happened.collect(),
+        rows_copied: record.rows_copied,
+        certificate: completion.certificate,
+        keep_source: completion.keep_source,
+        deleted: rows(completion.deleted),
+        residue: rows(completion.residue),
+        foreign: Vec::new(),
+    })
+}

@@ -1,0 +1,108 @@
+//! While a tenant lives in its target and its changes flow back, both sides draw sequence values for the same tables: the target
+//! draws from blocks that are reserved at the source, refilled before they are used up.
+
+use std::time::Duration;
+
+use connectors::postgres::sequences::{self, Block, Pair};
+use connectors::postgres::{Client, client};
+use schemas::TableName;
+use schemas::record::GivenBlock;
+
+use super::{Context, Moving, StepError, reverse};
+
+/// How often is looked how much of the blocks is used.
+const EVERY: Duration = Duration::from_secs(1);
+/// How long to wait for transactions that have drawn from a sequence of the source.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The part of a block after which the next one is reserved.
+const REFILL_PER_CENT: i64 = 80;
+
+/// The sequences of both sides, with a connection to each.
+pub(super) struct Sides {
+    home: Client,
+    guest: Client,
+    pairs: Vec<Pair>,
+}
+
+pub(super) async fn sides(context: &Context, moving: &Moving) -> Result<Sides, StepError> {
+    let target = context.target(&moving.record())?;
+    let home = client::connect(&context.config.source.url, "sequences").await?;
+    let guest = client::connect(&target.url, "sequences").await?;
+    let tables: Vec<(TableName, TableName)> =
+        reverse::own_tables(context, moving).await?.into_iter().map(|(home, own)| (home, own.table.name)).collect();
+    let (homes, guests): (Vec<TableName>, Vec<TableName>) = tables.iter().cloned().unzip();
+    let of_home = sequences::of_tables(&home, &homes).await?;
+    let of_guest = sequences::of_tables(&guest, &guests).await?;
+    let mut pairs = sequences::pair(&of_home, &of_guest, &tables)?;
+    pairs.retain(|pair| !pair.shared);
+    Ok(Sides { home, guest, pairs })
+}
+
+/// Reserves a block for every sequence that has none left, and gives it to the target.
+pub(super) async fn give_blocks(context: &Context, moving: &Moving) -> Result<(), StepError> {
+    let mut sides = sides(context, moving).await?;
+    fill(context, moving, &mut sides).await
+}
+
+/// Keeps the blocks filled as long as the tenant lives in its target.
+pub(super) async fn keep_filled(context: &Context, moving: &Moving) {
+    let mut known = None;
+    loop {
+        tokio::time::sleep(EVERY).await;
+        let filled = async {
+            let sides = match &mut known {
+                Some(sides) => sides,
+                None => known.insert(sides(context, moving).await?),
+            };
+            fill(context, moving, sides).await
+        };
+        match filled.await {
+            Ok(()) => moving.meter.set_trouble(None),
+            Err(error) => {
+                tracing::warn!(%error, "the target's sequences could not be given values; trying again");
+                moving.meter.set_trouble(Some(error.to_string()));
+                known = None;
+            }
+        }
+    }
+}
+
+async fn fill(context: &Context, moving: &Moving, sides: &mut Sides) -> Result<(), StepError> {
+    for pair in &sides.pairs {
+        let given = given(moving, pair);
+        if let Some(block) = given.last() {
+            let used = sequences::used(&sides.guest, &pair.guest, *block).await?;
+            let size = (i128::from(block.last) - i128::from(block.first)) / i128::from(pair.home.increment) + 1;
+            if !used.beyond && i128::from(used.values) * 100 < size * i128::from(REFILL_PER_CENT) {
+                continue;
+            }
+            if used.beyond {
+                tracing::warn!(sequence = %pair.guest.name, "the target drew values that were not reserved for it");
+                sequences::hand_back(&mut sides.home, &sides.guest, pair, &given, PATIENCE).await?;
+            }
+        }
+        let size = sequences::size_for(&sides.home, &pair.home).await?;
+        let block = sequences::reserve(&mut sides.home, &pair.home, size, PATIENCE).await?;
+        // A block that is not written down is lost, which does no harm.
+        sequences::give(&sides.guest, &pair.guest, block).await?;
+        let next = GivenBlock { sequence: pair.home.name.clone(), first: block.first, last: block.last };
+        moving.update(&context.store, |record| record.blocks.push(next))?;
+        tracing::info!(sequence = %pair.guest.name, first = block.first, last = block.last, "a block of values was reserved");
+    }
+    Ok(())
+}
+
+/// The source goes on by itself: its sequences are past every value that the target drew. While nobody writes.
+pub(super) async fn hand_back(moving: &Moving, sides: &mut Sides) -> Result<(), StepError> {
+    for pair in &sides.pairs {
+        sequences::hand_back(&mut sides.home, &sides.guest, pair, &given(moving, pair), PATIENCE).await?;
+    }
+    Ok(())
+}
+
+/// The blocks that the target was given of a sequence, in order.
+fn given(moving: &Moving, pair: &Pair) -> Vec<Block> {
+    let blocks = moving.record().blocks;
+    let of_pair = blocks.iter().filter(|block| block.sequence == pair.home.name);
+    of_pair.map(|block| Block { first: block.first, last: block.last }).collect()
+}

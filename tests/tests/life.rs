@@ -1,0 +1,368 @@
+//! The life of a move after its copy: the writes move to the target and back, while clients that follow the routes write.
+
+mod clients;
+mod recheck;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use daemon::demo::cluster::{Cluster, ClusterOptions, StopMode};
+use rand::Rng;
+use serde_json::{Value, json};
+use tests::daemon::Daemon;
+use tests::oracle;
+use tests::scene::{Configuration, Scene};
+use tests::seed;
+use tests::wait::until;
+
+use crate::carve::{cli, phase};
+use crate::settle::SOON;
+use crate::surface::run;
+use clients::{Clients, Ledger};
+
+const SETUP: &str = include_str!("life/tables.sql");
+const TABLES: [&str; 4] = ["accounts", "writes", "notes", "kinds"];
+
+/// A scene with a few tenants and a daemon.
+struct Stage {
+    scene: Scene,
+    config: std::path::PathBuf,
+    daemon: Daemon,
+}
+
+impl Stage {
+    async fn open() -> Result<Stage> {
+        Stage::open_with("", "").await
+    }
+
+    async fn open_with(strategy: &str, extra: &str) -> Result<Stage> {
+        let scene = Scene::empty(ClusterOptions::default(), ClusterOptions::default()).await?;
+        scene.source_client().await?.batch_execute(SETUP).await.context("make the tables")?;
+        let tables = vec![
+            ("notes".to_owned(), "{via: account}".to_owned()),
+            ("kinds".to_owned(), "{reference: true}".to_owned()),
+        ];
+        let configuration = Configuration {
+            tables,
+            strategy: strategy.to_owned(),
+            extra: extra.to_owned(),
+            ..Configuration::default()
+        };
+        let config = scene.write_config("carveout", &configuration)?;
+        cli(&config, &["prepare", "--apply"]).await?;
+        let daemon = Daemon::start(&config).await?;
+        Ok(Stage { scene, config, daemon })
+    }
+
+    async fn carve(&self, tenant: &str, to: &str) -> Result<()> {
+        cli(&self.config, &["move", tenant, "--to", to]).await?;
+        phase(&self.daemon, tenant, &["streaming", "ready"]).await?;
+        Ok(())
+    }
+
+    async fn json(&self, args: &[&str]) -> Result<Value> {
+        let args: Vec<&str> = args.iter().copied().chain(["--output", "json"]).collect();
+        Ok(serde_json::from_str(&cli(&self.config, &args).await?)?)
+    }
+
+    /// The tenant is in its target alone, and nothing of the move is left but its routes and records.
+    async fn assert_gone(&self, tenant: &str, to: &str, ledger: &Ledger) -> Result<()> {
+        let source = self.scene.source_client().await?;
+        let target = match to {
+            "database" => self.scene.target_client(&format!("bid_{tenant}")).await?,
+            _ => self.scene.source_client().await?,
+        };
+        let schema = if to == "database" { "public".to_owned() } else { format!("bid_{tenant}") };
+        ledger.assert_held_by(&target, &schema, tenant).await?;
+        let rows = format!(
+            "SELECT (SELECT count(*) FROM accounts WHERE bid = {tenant}) + (SELECT count(*) FROM writes WHERE bid = {tenant})
+                + (SELECT count(*) FROM notes WHERE account NOT IN (SELECT id FROM accounts))"
+        );
+        ensure!(source.query_one(&rows, &[]).await?.get::<_, i64>(0) == 0, "rows of the tenant stayed");
+        for client in [source, target] {
+            let left: i64 = client.query_one(LEFT, &[]).await?.get(0);
+            ensure!(left == 0, "{left} things of Carveout stayed");
+        }
+        Ok(())
+    }
+
+    /// Both sides have the same, and what the clients were told.
+    async fn assert_equal(&self, tenant: &str, to: &str, ledger: &Ledger) -> Result<()> {
+        let source = self.scene.source_client().await?;
+        let (target, schema) = match to {
+            "database" => (self.scene.target_client(&format!("bid_{tenant}")).await?, "public".to_owned()),
+            _ => (self.scene.source_client().await?, format!("bid_{tenant}")),
+        };
+        for table in TABLES {
+            let filter = match table {
+                "notes" => format!("account IN (SELECT id FROM accounts WHERE bid = {tenant})"),
+                "kinds" => "true".to_owned(),
+                _ => format!("bid = {tenant}"),
+            };
+            until(&format!("{table} the same on both sides"), SOON, async || {
+                let (left, right) = (format!("public.{table}"), format!("{schema}.{table}"));
+                oracle::assert_equal(&source, &left, &filter, &target, &right).await
+            })
+            .await?;
+        }
+        ledger.assert_held_by(&source, "public", tenant).await?;
+        ledger.assert_held_by(&target, &schema, tenant).await
+    }
+}
+
+/// What of Carveout's is in a database beside its schema's tables.
+const LEFT: &str = "SELECT (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'carveout%')
+    + (SELECT count(*) FROM pg_proc WHERE pronamespace = 'carveout'::regnamespace)
+    + (SELECT count(*) FROM carveout.fence)
+    + (SELECT count(*) FROM pg_replication_slots WHERE database = current_database() AND slot_name <> 'carveout')
+    + (SELECT count(*) FROM pg_publication WHERE pubname <> 'carveout')
+    + (SELECT count(*) FROM pg_publication_tables WHERE schemaname <> 'public')";
+
+/// Issue line 1, C04, invariants 1, 5 and 7: to a database and to a schema, there and back and there again.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_writes_move_and_come_back_and_nothing_is_lost() -> Result<()> {
+    let stage = Stage::open().await?;
+    // They draw from the same sequence all the time.
+    let others = Clients::start(&stage.scene, "3", 2).await?;
+    for (tenant, to) in [("1", "database"), ("2", "schema")] {
+        stage.carve(tenant, to).await?;
+        let clients = Clients::start(&stage.scene, tenant, 4).await?;
+
+        clients.progress(50).await?;
+        let mut pauses = Vec::new();
+        for round in 0..2 {
+            let report = stage.json(&["cutover", tenant]).await?;
+
+            pauses.push(report["pause_ms"].as_f64().context("pause_ms")?);
+            ensure!(report["route"]["isolation"] == to && report["verified"] == true, "{report}");
+            let status = phase(&stage.daemon, tenant, &["reversing"]).await?;
+            ensure!(status["isolation"] == to && status["route_epoch"] == 2 + 2 * round, "{status}");
+            clients.progress(50).await?;
+            if round == 0 {
+                // Nobody follows it now; it is read again when the lane begins anew.
+                let sql = format!("UPDATE kinds SET name = 'named at {tenant}' WHERE id = 3");
+                stage.scene.source_client().await?.batch_execute(&sql).await?;
+                let report = stage.json(&["rollback", tenant]).await?;
+                pauses.push(report["pause_ms"].as_f64().context("pause_ms")?);
+                ensure!(report["route"]["isolation"] == "shared", "{report}");
+                phase(&stage.daemon, tenant, &["rolled_back"]).await?;
+                clients.progress(50).await?;
+            }
+        }
+        let ledger = clients.stop().await?;
+        ledger.assert_never_on_both_sides()?;
+        stage.assert_equal(tenant, to, &ledger).await?;
+        let report = stage.json(&["complete", tenant]).await?;
+        ensure!(report["residue"] == json!([]) && report["foreign"] == json!([]), "{report}");
+        ensure!(report["certificate"]["equal"] == true, "{report}");
+        stage.assert_gone(tenant, to, &ledger).await?;
+        let again = stage.json(&["complete", tenant]).await?;
+        ensure!(again == report, "told otherwise the second time: {again}");
+
+        let deleted: u64 =
+            report["deleted"].as_array().context("deleted")?.iter().filter_map(|table| table["rows"].as_u64()).sum();
+        println!("{to}: {ledger}, pauses {pauses:?} ms, {deleted} rows deleted");
+    }
+    let others = others.stop().await?;
+    ensure!(others.was_never_refused(), "another tenant was refused: {others}");
+    others.assert_held_by(&stage.scene.source_client().await?, "public", "3").await?;
+    println!("another tenant: {others}");
+    stage.daemon.assert_no_errors(&[])
+}
+
+/// Issue line 7, C07: every command where it makes no sense, twice, and two at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_command_in_every_state_has_a_clear_answer() -> Result<()> {
+    let stage = Stage::open().await?;
+    let said = async |args: &[&str], code, part: &str| {
+        run(&stage.config, args).await?.assert(code, &[part]).with_context(|| format!("{args:?}"))
+    };
+    let no_move = "there is no move of this tenant";
+    for command in ["rehearse", "cutover", "rollback", "complete", "verify", "pause", "resume", "cancel"] {
+        said(&[command, "1"], 1, no_move).await?;
+    }
+    stage.carve("1", "database").await?;
+    said(&["rollback", "1"], 1, "its writes have not moved").await?;
+    said(&["complete", "1"], 1, "its writes are not in the target").await?;
+    said(&["pause", "1"], 0, "").await?;
+    said(&["cutover", "1"], 1, "it is not in step").await?;
+    said(&["resume", "1"], 0, "").await?;
+    let cutover = async || run(&stage.config, &["cutover", "1"]).await;
+    let (one, other) = tokio::join!(cutover(), cutover());
+    let codes = [one?.code, other?.code];
+    ensure!(codes.contains(&Some(0)) && codes.contains(&Some(1)), "two at once: {codes:?}");
+    let there = "its writes are in the target already";
+    for command in ["cutover", "rehearse"] {
+        said(&[command, "1"], 1, there).await?;
+    }
+    said(&["cancel", "1"], 1, "its writes are in the target").await?;
+    said(&["move", "1", "--to", "database"], 0, "reversing").await?;
+    let home = stage.scene.target_client("bid_1").await?;
+    let foreign = home.batch_execute("INSERT INTO writes (bid, client, number, body) VALUES (2, 9, 9, '')").await;
+    let code = foreign.err().and_then(|error| error.code().map(|code| code.code().to_owned()));
+    ensure!(code.as_deref() == Some("23514"), "another tenant's row was taken: {code:?}");
+    said(&["verify", "1"], 0, "is equal").await?;
+    said(&["pause", "1"], 0, "").await?;
+    said(&["rollback", "1"], 1, "").await?;
+    said(&["resume", "1"], 0, "").await?;
+    let rollback = async || run(&stage.config, &["rollback", "1"]).await;
+    phase(&stage.daemon, "1", &["reversing"]).await?;
+    let (one, other) = tokio::join!(rollback(), rollback());
+    let codes = [one?.code, other?.code];
+    ensure!(codes.contains(&Some(0)) && codes.contains(&Some(1)), "two at once: {codes:?}");
+    said(&["rollback", "1"], 1, "they were moved back").await?;
+    said(&["complete", "1"], 1, "its writes are not in the target").await?;
+    said(&["verify", "1"], 0, "is equal").await?;
+    said(&["cutover", "1"], 0, "lives in database bid_1").await?;
+    said(&["complete", "1"], 0, "is complete").await?;
+    for command in ["move", "cutover", "rehearse", "rollback", "verify", "pause", "resume", "cancel"] {
+        said(&[command, "1"], 1, "").await?;
+    }
+    said(&["complete", "1"], 0, "is complete").await?;
+    // Another one is moved, moved back, and forgotten.
+    stage.carve("2", "schema").await?;
+    said(&["cutover", "2"], 0, "lives in schema bid_2").await?;
+    said(&["rollback", "2"], 0, "lives in database shop").await?;
+    said(&["cancel", "2"], 0, "cancelled").await?;
+    let source = stage.scene.source_client().await?;
+    ensure!(source.query_one(LEFT, &[]).await?.get::<_, i64>(0) == 0, "something of Carveout stayed");
+    let schemas = "SELECT count(*) FROM pg_namespace WHERE nspname = 'bid_2'";
+    ensure!(source.query_one(schemas, &[]).await?.get::<_, i64>(0) == 0, "the schema stayed");
+    source
+        .batch_execute("UPDATE accounts SET balance = balance + 1 WHERE bid = 2")
+        .await
+        .context("the tenant writes")?;
+    stage.daemon.assert_no_errors(&[])
+}
+
+/// A failing hook before a step stops it, one after it does not; without `rollback_enabled` there is no way back and nothing is
+/// asked of the target's server; without `validation_enabled` the reports say so.
+#[tokio::test(flavor = "multi_thread")]
+async fn hooks_run_around_the_steps_and_what_is_switched_off_is_said() -> Result<()> {
+    let folder = Scene::single(ClusterOptions::default()).await?;
+    let said = folder.path().join("said");
+    let hook = |word: &str| format!("[\"/bin/sh\", \"-c\", \"echo {word} {{tenant}} >> {}\"]", said.display());
+    let extra = format!(
+        "hooks: {{before_cutover: {}, after_cutover: [\"/bin/false\"], before_complete: {}, after_complete: {}}}\n",
+        hook("cutover"),
+        hook("complete"),
+        hook("completed")
+    );
+    let strategy = "  migration_config: {rollback_enabled: false, validation_enabled: false}\n";
+    let stage = Stage::open_with(strategy, &extra).await?;
+    stage.carve("1", "database").await?;
+    run(&stage.config, &["cutover", "1"]).await?.assert(0, &["NOT VERIFIED", "lives in database bid_1"])?;
+    let target = stage.scene.target_client("bid_1").await?;
+    let slots: i64 = target.query_one("SELECT count(*) FROM pg_replication_slots", &[]).await?.get(0);
+    ensure!(slots == 0, "a slot was made");
+    target.batch_execute("INSERT INTO writes (bid, client, number, body) VALUES (1, 1, 1, 'there')").await?;
+    run(&stage.config, &["rollback", "1"]).await?.assert(1, &["rollback_enabled was false"])?;
+    run(&stage.config, &["verify", "1"]).await?.assert(1, &["rollback_enabled was false"])?;
+    run(&stage.config, &["complete", "1"]).await?.assert(0, &["NONE: both sides were not compared", "is complete"])?;
+    ensure!(
+        std::fs::read_to_string(&said)? == "cutover 1\ncomplete 1\ncompleted 1\n",
+        "{:?}",
+        std::fs::read_to_string(&said)
+    );
+    ensure!(stage.daemon.log()?.contains("a hook failed"), "the failing hook was not reported");
+    // Before a step it counts.
+    let failing = Stage::open_with("", "hooks: {before_cutover: [\"/bin/false\"]}\n").await?;
+    failing.carve("1", "schema").await?;
+    run(&failing.config, &["cutover", "1"]).await?.assert(1, &["hooks.before_cutover", "ended with"])?;
+    phase(&failing.daemon, "1", &["streaming", "ready"]).await?;
+    failing.daemon.assert_no_errors(&[])
+}
+
+/// Who is killed.
+#[derive(Clone, Copy, Debug)]
+enum Victim {
+    Daemon,
+    Source,
+    Target,
+}
+
+/// Issue line 2, C02, T07, invariants 7 to 9: whoever is killed, whenever, the cutover or the rollback ends by itself in one of
+/// two ways.
+async fn kill(tenant: &str, to: &str, rounds: u32, settings: &str) -> Result<()> {
+    let mut stage = Stage::open().await?;
+    if !settings.is_empty() {
+        stage.scene.source_client().await?.batch_execute(settings).await?;
+    }
+    stage.carve(tenant, to).await?;
+    let clients = Clients::start(&stage.scene, tenant, 4).await?;
+    // How long it takes when nobody is killed.
+    let began = Instant::now();
+    for command in ["cutover", "rollback"] {
+        cli(&stage.config, &[command, tenant]).await?;
+    }
+    let usual = began.elapsed() / 2;
+    let mut rng = seed::rng("kill");
+    let mut crashes = Vec::new();
+    let (mut there, mut flips, mut longest, mut answered) = (false, 0, Duration::ZERO, 0);
+    for round in 0..rounds {
+        let wish = if there { "rollback" } else { "cutover" };
+        let victim = [Victim::Daemon, Victim::Source, Victim::Target][rng.random_range(0..3)];
+        let moment = usual.mul_f64(rng.random_range(0.3..1.4));
+        let (config, of) = (stage.config.clone(), tenant.to_owned());
+        let asked = tokio::spawn(async move { tests::binary::cli(&config, &[wish, &of]).await });
+        tokio::time::sleep(moment).await;
+        answered += u32::from(asked.is_finished());
+        match victim {
+            Victim::Daemon => {
+                stage.daemon.kill()?;
+                stage.daemon = Daemon::start(&stage.config).await?;
+            }
+            Victim::Source => {
+                let began = Instant::now();
+                crash(&stage.scene.source).await?;
+                crashes.push((began, Instant::now()));
+            }
+            Victim::Target => crash(&stage.scene.target).await?,
+        }
+        let began = Instant::now();
+        asked.await??;
+        let settled = ["streaming", "ready", "rolled_back", "reversing"];
+        let status = phase(&stage.daemon, tenant, &settled)
+            .await
+            .with_context(|| format!("{round} {wish} {victim:?} {moment:?}"))?;
+        clients.progress(5).await.with_context(|| format!("{round} {wish} {victim:?} {moment:?} {status}"))?;
+        longest = longest.max(began.elapsed());
+        ensure!(began.elapsed() < Duration::from_secs(60), "{victim:?} at {moment:?}: {:?}", began.elapsed());
+        let now = status["isolation"] != "shared";
+        flips += u32::from(now != there);
+        there = now;
+    }
+    let mut ledger = clients.stop().await?;
+    ledger.assert_never_on_both_sides()?;
+    if !settings.is_empty() {
+        crashes.into_iter().for_each(|(began, ended)| ledger.forget_around(began, ended));
+    }
+    stage.assert_equal(tenant, to, &ledger).await?;
+    println!("{to}: {rounds} kills ({answered} after the answer), {flips} flips, settled within {longest:?}; {ledger}");
+    Ok(())
+}
+
+/// Ends a server at once, and starts it again.
+async fn crash(cluster: &Arc<Cluster>) -> Result<()> {
+    let cluster = Arc::clone(cluster);
+    tokio::task::spawn_blocking(move || {
+        cluster.stop(StopMode::Immediate)?;
+        cluster.start_again()
+    })
+    .await?
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_killed_the_writes_are_on_one_side() -> Result<()> {
+    kill("1", "database", 8, "").await
+}
+
+/// The same to a schema, which takes longer.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "campaign: 200 kills"]
+async fn two_hundred_kills() -> Result<()> {
+    kill("1", "database", 70, "").await?;
+    kill("1", "schema", 70, "").await?;
+    kill("1", "database", 60, "ALTER DATABASE shop SET synchronous_commit = off").await
+}
