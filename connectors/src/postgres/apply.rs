@@ -26,7 +26,7 @@ use tokio_postgres::Client;
 use super::pgoutput::{self, Message};
 use super::quote::literal;
 use super::{Doing, Error, Result, client, control, fence};
-pub(super) use changed::Condition;
+pub(super) use changed::Picked;
 pub use changed::{Changed, Keys, Rows};
 pub use claim::{Claim, Claims, key_bytes, key_value};
 pub use hands::Origin;

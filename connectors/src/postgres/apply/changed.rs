@@ -12,7 +12,7 @@ use tokio_postgres::types::BorrowToSql;
 
 use super::super::catalog::{Column, Table};
 use super::super::pgoutput::Value;
-use super::super::quote::ident;
+use super::super::quote::{ident, table as qualified};
 use super::super::{Error, Result};
 use super::hands::{Name, after_name, before_name};
 use super::sets::{array, arrays};
@@ -198,36 +198,46 @@ pub(in super::super) struct Alike<'k> {
     names: Vec<&'k Name>,
 }
 
-/// An SQL condition on the rows of `t` with what it takes.
-pub(in super::super) struct Condition {
-    pub sql: String,
+/// Rows by their keys, for FROM, with what it takes.
+pub(in super::super) struct Picked {
+    pub from: String,
     params: Vec<(Bytes, Form)>,
 }
 
-impl Condition {
+impl Picked {
     pub fn params(&self) -> impl ExactSizeIterator<Item = impl BorrowToSql> {
         self.params.iter().map(|(array, form)| Raw(Some(array), *form))
     }
 }
 
 impl Alike<'_> {
-    /// The condition that a row of `table` has one of the keys. Types that people made have other numbers, and may have
-    /// other names, on the other side: they are the table's own.
-    pub fn condition(&self, table: &Table) -> Result<Condition> {
+    /// The rows of `table` that have one of the keys. Types that people made have other numbers, and may have other names, on
+    /// the other side: they are the table's own. OFFSET 0 has each key looked up by itself: by statistics that are a little
+    /// old the planner may otherwise hold every row of the tenant against every key.
+    pub fn pick(&self, table: &Table) -> Result<Picked> {
         let own = |name: &String| {
             let lost = || Error::state(format!("compare rows of {}", table.name), format!("column \"{name}\" is gone"));
             table.column(name).cloned().ok_or_else(lost)
         };
         let columns: Vec<Column> = self.columns.iter().map(own).collect::<Result<_>>()?;
-        let names: Vec<String> = self.columns.iter().map(|name| format!("t.{}", ident(name))).collect();
         let places: Vec<usize> = (0..columns.len()).collect();
-        let sql = format!("({}) IN (SELECT * FROM unnest({}))", names.join(", "), arrays(&columns, &places));
+        let keys: Vec<String> = places.iter().map(|place| format!("k{place}")).collect();
+        let same: Vec<String> =
+            self.columns.iter().zip(&keys).map(|(name, key)| format!("t.{} = v.{key}", ident(name))).collect();
+        let from = format!(
+            "(SELECT t.* FROM (SELECT DISTINCT * FROM unnest({}) v({})) v,
+                     LATERAL (SELECT t.* FROM {} t WHERE {} OFFSET 0) t) t",
+            arrays(&columns, &places),
+            keys.join(", "),
+            qualified(&table.name),
+            same.join(" AND ")
+        );
         let param = |place: usize| {
             let values: Vec<Value<'_>> = self.names.iter().map(|name| Value::Binary(&name[place].1)).collect();
             let form = if self.text[place] { Form::Text } else { Form::Binary };
             (array(form, &columns[place], values.iter()), form)
         };
-        Ok(Condition { sql, params: places.iter().map(|place| param(*place)).collect() })
+        Ok(Picked { from, params: places.iter().map(|place| param(*place)).collect() })
     }
 }
 

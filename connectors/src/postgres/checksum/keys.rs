@@ -4,9 +4,8 @@ use futures_util::{StreamExt, pin_mut};
 use schemas::status::TableReport;
 use tokio_postgres::Row;
 
-use super::super::apply::{Condition, Keys};
+use super::super::apply::{Keys, Picked};
 use super::super::catalog::Table;
-use super::super::quote::table as qualified;
 use super::super::{Doing, Result};
 use super::{HALVES, Hashes, MOST_EXAMPLES, Side, row_text, unlike};
 
@@ -29,14 +28,14 @@ pub async fn compare_keys(
         examples: Vec::new(),
     };
     for alike in keys.alike() {
-        let (here, there) = (alike.condition(shape)?, alike.condition(target.1)?);
-        let sum = |side, condition| digest(side, &columns, condition);
+        let (here, there) = (alike.pick(shape)?, alike.pick(target.1)?);
+        let sum = |side, picked| digest(side, &columns, picked);
         let (left, right) = tokio::try_join!(sum(source.0, &here), sum(target.0, &there))?;
         report.source_rows += left.0;
         report.target_rows += right.0;
         if left != right {
             let key = row_text(keys.columns().iter().map(String::as_str));
-            let rows = |side, condition| rows(side, &key, &columns, condition);
+            let rows = |side, picked| rows(side, &key, &columns, picked);
             let (left, right) = tokio::try_join!(rows(source.0, &here), rows(target.0, &there))?;
             let found = unlike(&left, &right);
             report.differences += (found.len() as u64).max(1);
@@ -49,32 +48,28 @@ pub async fn compare_keys(
     Ok(report)
 }
 
-async fn digest(side: &Side<'_>, columns: &str, condition: &Condition) -> Result<(u64, String)> {
+async fn digest(side: &Side<'_>, columns: &str, picked: &Picked) -> Result<(u64, String)> {
     let sql = format!(
-        "SELECT count(*), {HALVES} FROM (SELECT md5({columns}) AS m FROM {} t WHERE {} AND ({})) h",
-        qualified(&side.table),
-        condition.sql,
-        side.filter
+        "SELECT count(*), {HALVES} FROM (SELECT md5({columns}) AS m FROM {} WHERE {}) h",
+        picked.from, side.filter
     );
-    let rows = ask(side, &sql, condition).await?;
+    let rows = ask(side, &sql, picked).await?;
     let row = rows.first().map(|row| (row.get::<_, i64>(0).unsigned_abs(), row.get(1)));
     Ok(row.unwrap_or_default())
 }
 
-async fn rows(side: &Side<'_>, key: &str, columns: &str, condition: &Condition) -> Result<Hashes> {
+async fn rows(side: &Side<'_>, key: &str, columns: &str, picked: &Picked) -> Result<Hashes> {
     let sql = format!(
-        "SELECT k, count(*), {HALVES} FROM (SELECT {key} AS k, md5({columns}) AS m FROM {} t WHERE {} AND ({})) h GROUP BY k",
-        qualified(&side.table),
-        condition.sql,
-        side.filter
+        "SELECT k, count(*), {HALVES} FROM (SELECT {key} AS k, md5({columns}) AS m FROM {} WHERE {}) h GROUP BY k",
+        picked.from, side.filter
     );
-    let rows = ask(side, &sql, condition).await?;
+    let rows = ask(side, &sql, picked).await?;
     Ok(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect())
 }
 
-async fn ask(side: &Side<'_>, sql: &str, condition: &Condition) -> Result<Vec<Row>> {
+async fn ask(side: &Side<'_>, sql: &str, picked: &Picked) -> Result<Vec<Row>> {
     let doing = || format!("compare changed rows of {}", side.table);
-    let answer = side.client.query_raw(sql, condition.params()).await.doing(doing())?;
+    let answer = side.client.query_raw(sql, picked.params()).await.doing(doing())?;
     pin_mut!(answer);
     let mut rows = Vec::new();
     while let Some(row) = answer.next().await {
