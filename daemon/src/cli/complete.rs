@@ -139,7 +139,7 @@ mod tests {
             foreign: Vec::new(),
         };
         let said = text(&report);
-        for part in ["2.5 s   reversing  14.2 ms", "NONE: both", "9 in 1 tables", "move m3 of tenant 7 is complete"] {
+        for part in ["2.5 s  reversing  14.2 ms", "NONE: both", "9 in 1 tables", "move m3 of tenant 7 is complete"] {
             assert!(said.contains(part), "{part}: {said}");
         }
         assert!(markdown(&report).contains("| 2.5 s | reversing | 14.2 ms |"));
