@@ -132,7 +132,7 @@ async fn hurt(desk: Desk, transactions: usize, least_kills: usize) -> Result<()>
     let (mut kills, mut verified) = (0, 0);
     while load.is_running()? {
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..3000))).await;
-        if rng.random_bool(0.6) {
+        if kills < least_kills || rng.random_bool(0.6) {
             daemon.kill()?;
             daemon = Daemon::start(&desk.config).await?;
             kills += 1;

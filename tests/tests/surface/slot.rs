@@ -67,13 +67,13 @@ async fn a_slot_that_was_made_anew_under_a_daemon_is_not_taken_for_the_old_one()
     let desk = Desk::open().await?;
     let daemon = moving(&desk).await?;
     until("the slot to be dropped and made", SOON, async || {
-        desk.sql("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active").await?;
-        desk.sql(
-            "DO $do$ BEGIN PERFORM pg_drop_replication_slot('carveout'); \
-             INSERT INTO orders SELECT n, -1, 'between' FROM generate_series(0, 4) n; END $do$",
-        )
-        .await?;
-        desk.sql(CREATE_SLOT).await
+        desk.sql("ROLLBACK; SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active").await?;
+        // In one message: a daemon that looks in between would say, rightly, that there is none.
+        let made_anew = format!(
+            "BEGIN; SELECT pg_drop_replication_slot('carveout'); \
+             INSERT INTO orders SELECT n, -1, 'between' FROM generate_series(0, 4) n; COMMIT; {CREATE_SLOT}"
+        );
+        desk.sql(&made_anew).await
     })
     .await?;
     let fault = desk.unready(&daemon).await?;
