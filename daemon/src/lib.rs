@@ -4,6 +4,7 @@ pub mod ack;
 pub mod cli;
 pub mod clock;
 pub mod demo;
+pub mod events;
 pub mod http;
 pub mod lane;
 mod lanes;

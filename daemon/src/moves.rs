@@ -10,6 +10,7 @@ pub mod hooks;
 
 mod keys;
 mod parts;
+mod progress;
 mod recheck;
 pub mod reverse;
 mod sequences;
@@ -25,13 +26,15 @@ use connectors::postgres::policy::{Owned, Path};
 use connectors::postgres::provision::parts::{LeftOut, Place};
 use connectors::postgres::{self, catalog, client, policy};
 use schemas::config::{Config, Target};
+use schemas::event::MoveEvent;
 use schemas::phase::Event;
-use schemas::record::{AckRecord, Fault, Milestone, MoveRecord, OwnServer, Published};
+use schemas::record::{AckRecord, Fault, MoveRecord, OwnServer, Published};
 use schemas::url::{BadUrl, PgUrl};
 use schemas::{Lsn, MoveId, Phase, TableName};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::clock;
+use crate::events::Events;
 use crate::lane::{LaneCommand, LaneMeter};
 use crate::load::Gate;
 use crate::metrics::{Metrics, Numbers};
@@ -77,6 +80,8 @@ pub struct Context {
     pub published: watch::Sender<(u64, Published)>,
     /// What is measured.
     pub metrics: Arc<Metrics>,
+    /// Where what happens is told.
+    pub events: Events,
     /// Of a lane back with a pipeline of its own: what reads the source.
     pub home: Option<Arc<Context>>,
 }
@@ -111,6 +116,7 @@ impl Context {
             gate: Gate::new(config.limits.source.clone()),
             published: watch::Sender::new((0, Published::default())),
             metrics: Arc::clone(&self.metrics),
+            events: self.events.clone(),
             home: Some(Arc::clone(self)),
             config,
             pipeline,
@@ -222,6 +228,8 @@ pub struct Moving {
     pub meter: Arc<LaneMeter>,
     /// Rows copied so far in this run.
     pub rows_copied: AtomicU64,
+    copies: progress::Copies,
+    events: Events,
     /// Whether both sides are being compared now.
     pub verifying: AtomicBool,
     /// Whether a cutover is rehearsed now.
@@ -239,8 +247,10 @@ pub struct Moving {
 
 impl Moving {
     /// A move as it was stored.
-    pub fn new(record: MoveRecord) -> Moving {
+    pub fn new(record: MoveRecord, events: Events) -> Moving {
         Moving {
+            copies: progress::Copies::default(),
+            events,
             rows_copied: AtomicU64::new(record.rows_copied),
             phase: watch::Sender::new((record.phase, record.fault.is_some())),
             record: Mutex::new(record),
@@ -340,8 +350,12 @@ impl Moving {
         let mut record = lock(&self.record);
         let mut next = record.clone();
         change(&mut next)?;
+        if next.phase != record.phase {
+            next.enter(clock::unix_micros());
+        }
         store.put_move(&next)?;
         self.phase.send_replace((next.phase, next.fault.is_some()));
+        MoveEvent::between(&record, &next).into_iter().for_each(|event| self.events.tell(event));
         *record = next;
         Ok(())
     }
@@ -380,13 +394,8 @@ impl Moving {
             record.phase = record.phase.after(event).map_err(|refused| {
                 StepError::Fault(Fault::new("phase", record.id.to_string(), refused.to_string(), "carveout status"))
             })?;
-            let phase = record.word(None, false).to_owned();
-            record.history.push(Milestone { phase, at: clock::unix_micros(), pause_us: None });
-            Ok::<(), StepError>(())
-        })?;
-        let record = self.record();
-        tracing::info!(id = %record.id, tenant = %record.tenant, phase = record.phase.shown(None, false), "phase");
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Where the tables are in the target.

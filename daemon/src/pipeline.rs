@@ -458,7 +458,7 @@ impl Pipeline {
 
     fn report_broken(&mut self) {
         for broken in self.router.take_broken() {
-            tracing::error!(lane = %broken.lane.id, cause = broken.fault.message, "a lane was taken out");
+            tracing::warn!(lane = %broken.lane.id, cause = broken.fault.message, "a lane was taken out");
             if self.broken.send(broken).is_err() {
                 return;
             }

@@ -3,6 +3,7 @@
 
 mod commands;
 mod hold;
+mod progress;
 mod published;
 mod report;
 
@@ -20,6 +21,8 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::Instrument;
 
+use crate::clock;
+use crate::events::Events;
 use crate::lanes;
 use crate::load::{self, Gate};
 use crate::metrics::Metrics;
@@ -124,6 +127,7 @@ impl Supervisor {
             catalogs: Semaphore::new(moves::CATALOG_READERS),
             throttle: Throttle::new(limits.copy_rows_per_second.into()),
             metrics: Arc::new(Metrics::new(config.metrics.per_tenant)),
+            events: Events::default(),
             home: None,
             state: store.identity()?,
             config,
@@ -142,6 +146,7 @@ impl Supervisor {
         supervisor.resume(records, links).await?;
         tokio::spawn(Arc::clone(&supervisor).take_broken(broken));
         tokio::spawn(Arc::clone(&supervisor).watch_source());
+        tokio::spawn(Arc::clone(&supervisor).write_progress());
         if supervisor.context.gate.is_limited() {
             tokio::spawn(Arc::clone(&supervisor).watch_load());
         }
@@ -160,7 +165,7 @@ impl Supervisor {
         for record in records {
             let (id, standing) = (record.id, record.fault.is_some() || record.paused);
             let back = record.reverse.and_then(|back| Some((back, links.remove(&back)?)));
-            let moving = Arc::new(Moving::new(record));
+            let moving = Arc::new(Moving::new(record, self.context.events.clone()));
             moving.set_spool(links.remove(&id));
             if let Some((back, link)) = back {
                 moving.set_reverse(Some(reverse::resume(&self.context, back, Some(link)).await?));
@@ -315,7 +320,11 @@ fn quarantine(store: &Store, records: &mut [MoveRecord], ack: &AckRecord) -> Res
     let lanes = records.iter_mut().filter(|record| ack.quarantined.contains(&record.id) && record.phase.has_lane());
     for record in lanes {
         // Between its fences a move waits for the flip; without a lane it is copied again after that.
-        record.phase = record.phase.after(Event::Broken).unwrap_or(record.phase);
+        let broken = record.phase.after(Event::Broken).ok().filter(|phase| *phase != record.phase);
+        if let Some(phase) = broken {
+            record.phase = phase;
+            record.enter(clock::unix_micros());
+        }
         let message = "its lane was taken out before the daemon ended";
         let next = "`carveout move` copies the tenant again";
         record.fault.get_or_insert_with(|| Fault::new("spool_full", record.id.to_string(), message, next));

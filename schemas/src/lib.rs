@@ -4,6 +4,7 @@
 //! No sockets, no clock, no tokio, no SQL: everything here is pure and can be tested by itself.
 
 pub mod config;
+pub mod event;
 pub mod lsn;
 pub mod phase;
 pub mod record;

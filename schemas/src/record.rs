@@ -198,6 +198,16 @@ impl MoveRecord {
         }
     }
 
+    /// What the phase is called once and for all, whatever the lag is now.
+    pub fn stage(&self) -> &'static str {
+        self.word(Some(0.0), false)
+    }
+
+    /// The phase has begun.
+    pub fn enter(&mut self, at: i64) {
+        self.history.push(Milestone { phase: self.stage().to_owned(), at, pause_us: None });
+    }
+
     /// Whether a cutover that was not, or a rehearsal, has left something.
     pub fn leaves_something(&self) -> bool {
         self.back.is_none() && (self.reverse.is_some() || (self.fenced && !self.rolled_back))

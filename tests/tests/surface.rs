@@ -7,6 +7,7 @@ mod grants;
 mod http;
 mod init;
 mod prepare;
+mod progress;
 mod secrets;
 mod slot;
 mod stopping;

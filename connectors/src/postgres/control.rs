@@ -35,6 +35,12 @@ CREATE TABLE IF NOT EXISTS carveout.fence (
 CREATE TABLE IF NOT EXISTS carveout.tenant_routes (
   tenant text PRIMARY KEY, isolation text NOT NULL, database text NOT NULL, schema text,
   state text NOT NULL, epoch bigint NOT NULL, changed_at timestamptz NOT NULL DEFAULT now());
+CREATE TABLE IF NOT EXISTS carveout.migration_progress (
+  tenant text NOT NULL, phase text NOT NULL, table_name text, status text NOT NULL, started_at timestamptz,
+  completed_at timestamptz, records_total bigint, records_migrated bigint, error_message text);
+CREATE UNIQUE INDEX IF NOT EXISTS migration_progress_key
+  ON carveout.migration_progress (tenant, phase, (coalesce(table_name, '')));
+ALTER TABLE carveout.migration_progress REPLICA IDENTITY FULL;
 REVOKE ALL ON SCHEMA carveout FROM PUBLIC;
 ";
 
@@ -52,6 +58,8 @@ pub fn grants(role: &str) -> String {
 pub enum Access {
     /// It is not there.
     Absent,
+    /// It is one of an older version, which lacks a table; what there is can be worked with.
+    Older,
     /// It is there, and the role may not do with it all that it has to.
     Denied,
     /// It can be worked with.
@@ -64,17 +72,19 @@ pub async fn access(client: &Client) -> Result<Access> {
         .query_opt(
             "SELECT has_schema_privilege(n.oid, 'USAGE') AND bool_and(
                         has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT') AND
-                        has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
+                        has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE')),
+                    bool_or(c.relname = 'migration_progress')
                FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind = 'r'
-              WHERE n.nspname = 'carveout' GROUP BY n.oid HAVING bool_or(c.relname = 'tenant_routes')",
+              WHERE n.nspname = 'carveout' GROUP BY n.oid",
             &[],
         )
         .await
         .doing("look for schema carveout")?;
-    Ok(match row.map(|row| row.get(0)) {
+    Ok(match row.map(|row| (row.get(0), row.get(1))) {
         None => Access::Absent,
-        Some(false) => Access::Denied,
-        Some(true) => Access::Granted,
+        Some((false, _)) => Access::Denied,
+        Some((true, false)) => Access::Older,
+        Some((true, true)) => Access::Granted,
     })
 }
 
@@ -86,7 +96,7 @@ pub async fn setup(client: &mut Client) -> Result<()> {
             let why = "the role may not use it; `carveout check` says what to grant";
             return Err(Error::state("work with schema carveout", why));
         }
-        Access::Absent => {}
+        Access::Absent | Access::Older => {}
     }
     let tx = client.transaction().await.doing("begin")?;
     tx.batch_execute(SETUP_LOCK).await.doing("lock the creation of schema carveout")?;
@@ -360,7 +370,7 @@ pub async fn reset(tx: &Transaction<'_>, id: MoveId) -> Result<()> {
 /// What Carveout created for tenants in this database: (schemas, tables as [`object_name`]). A role that may not
 /// see it sees nothing, which `prepare::wanted` refuses to go on from.
 pub async fn created(client: &Client) -> Result<(Vec<String>, Vec<String>)> {
-    if access(client).await? != Access::Granted {
+    if !matches!(access(client).await?, Access::Granted | Access::Older) {
         return Ok((Vec::new(), Vec::new()));
     }
     let rows = client

@@ -259,7 +259,7 @@ async fn control_findings(session: &Session) -> Result<Option<Finding>> {
         control::Access::Denied => {
             Some(Finding::new(Severity::Error, "schema carveout", cause, control::grants(&session.role)))
         }
-        control::Access::Absent | control::Access::Granted => None,
+        control::Access::Absent | control::Access::Older | control::Access::Granted => None,
     })
 }
 

@@ -16,6 +16,7 @@ pub mod pgoutput;
 pub mod policy;
 pub mod preflight;
 pub mod prepare;
+pub mod progress;
 pub mod proposal;
 pub mod provision;
 pub mod purge;

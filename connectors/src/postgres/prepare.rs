@@ -42,9 +42,10 @@ pub async fn wanted(client: &Client, config: &Config, owned: &[Owned]) -> Result
     let grants = control::grants(&role);
     match access {
         // Whoever runs it, the daemon's role can work with it.
-        Access::Absent => {
+        Access::Absent | Access::Older => {
+            let cause = if access == Access::Older { "it lacks a table of this version" } else { "it does not exist" };
             let sql = format!("{}{grants}", control::SETUP);
-            findings.push(Finding::prepared("schema carveout", "it does not exist", sql));
+            findings.push(Finding::prepared("schema carveout", cause, sql));
         }
         Access::Denied => {
             let cause = format!("role {role} may not use it; what else there is to prepare shows when it may");
@@ -84,14 +85,14 @@ async fn lacks(client: &Client, publication: &str, owned: &[Owned], access: Acce
     let owns = |place: usize| row.get::<_, Option<bool>>(place).unwrap_or(true);
     let mut lacks = Vec::new();
     lacks.extend(foreign.map(|tables| format!("it does not own {tables}")));
-    let creates = access == Access::Absent || published.is_none() && !owned.is_empty();
+    let creates = matches!(access, Access::Absent | Access::Older) || published.is_none() && !owned.is_empty();
     if creates && !row.get::<_, bool>(1) {
         lacks.push(format!("it may not create in database {database}"));
     }
     if owned.iter().any(|owned| joins(&owned)) && !owns(3) {
         lacks.push(format!("it does not own publication {publication}"));
     }
-    if access == Access::Denied && !owns(4) {
+    if matches!(access, Access::Denied | Access::Older) && !owns(4) {
         lacks.push("it does not own schema carveout".to_owned());
     }
     Ok(lacks)

@@ -98,7 +98,7 @@ const OTHERS: &str = "\
 SELECT string_agg(pg_describe_object(o.classid, o.oid, 0), ', ' ORDER BY o.classid, o.oid)
   FROM (SELECT 'pg_class'::regclass AS classid, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
          WHERE c.oid >= 16384 AND c.relkind NOT IN ('i', 'I', 't') AND n.nspname <> 'pg_toast'
-           AND NOT (n.nspname = 'carveout' AND c.relname IN ('checkpoint', 'copied', 'arriving', 'objects', 'fence', 'tenant_routes'))
+           AND NOT (n.nspname = 'carveout' AND c.relname IN ('checkpoint', 'copied', 'arriving', 'objects', 'fence', 'tenant_routes', 'migration_progress'))
         UNION ALL SELECT 'pg_namespace'::regclass, oid FROM pg_namespace
          WHERE oid >= 16384 AND nspname NOT IN ('carveout', 'public') AND nspname !~ '^pg_(toast_)?temp_'
         UNION ALL SELECT 'pg_type'::regclass, oid FROM pg_type WHERE oid >= 16384 AND typtype IN ('e', 'd', 'r')

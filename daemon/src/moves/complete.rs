@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use connectors::postgres::policy::{Owned, Path};
+use connectors::postgres::progress::Status;
 use connectors::postgres::purge::{self, Covered, Purge, Work};
 use connectors::postgres::{client, fence, snapshot};
+use schemas::event::Detail;
 use schemas::record::{Completion, Fault, MoveRecord};
 use schemas::status::{CompletionReport, Happened, Severity, TableRows};
 use schemas::{Phase, TableName};
@@ -153,6 +155,13 @@ async fn look_for_leaks(context: &Context, moving: &Moving, tables: &[Owned], ke
 
 fn counted(found: Vec<(TableName, u64)>) -> Vec<(String, u64)> {
     found.into_iter().map(|(table, rows)| (table.to_string(), rows)).collect()
+}
+
+/// It is complete.
+pub(super) fn tell(moving: &Moving) {
+    let deleted = moving.record().completion.map(|completion| completion.deleted).unwrap_or_default();
+    let rows_deleted = Some(deleted.iter().map(|(_, rows)| rows).sum());
+    moving.tell("complete", Detail { status: Some(Status::Completed.word()), rows_deleted, ..Detail::default() });
 }
 
 /// All of the move.

@@ -39,6 +39,7 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
     let mut left: Vec<&mut Owned> = tables.iter_mut().filter(|owned| !copied.contains_key(&owned.table.name)).collect();
     let done: u64 = copied.values().map(|copied| copied.rows).sum();
     moving.rows_copied.store(done, Ordering::Relaxed);
+    moving.copied_before(&copied);
     if !left.is_empty() {
         let _turn = context.copying.acquire().await.map_err(|_| StepError::Stopped)?;
         let plan = moving.sink_plan(&target, 0);
@@ -70,7 +71,9 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
             let (filter, asking) = (owned.filter(&record.tenant), &asking);
             async move { estimate(asking, &owned.table.name, &filter).await }
         });
-        let estimated: u64 = try_join_all(estimates).await?.into_iter().sum();
+        let estimates = try_join_all(estimates).await?;
+        moving.will_copy(left.iter().map(|owned| owned.table.name.clone()).zip(estimates.iter().copied()));
+        let estimated: u64 = estimates.into_iter().sum();
         moving.update(&context.store, |record| record.rows_total = done + estimated)?;
         // One connection of the tenant's share is the one that holds the checkpoint here.
         let share = context.config.tenant_strategy.database_config.max_connections_per_tenant.saturating_sub(1).max(1);
@@ -175,7 +178,9 @@ async fn copy_one(
         snapshot: &held.snapshot,
         wal_insert_lsn: held.wal_insert_lsn,
     };
+    moving.begins_copy(&owned.table.name);
     let rows = copy_table(&from, &mut into, &job, |rows| {
+        moving.copies(&owned.table.name, rows);
         moving.rows_copied.fetch_add(rows, Ordering::Relaxed);
         async move {
             context.gate.passed().await;
@@ -198,7 +203,7 @@ async fn copy_one(
         }
     }
     drop(from);
-    tracing::info!(id = %record.id, table = %owned.table.name, rows, "table copied");
+    moving.ends_copy(&owned.table.name, rows);
     Ok(())
 }
 

@@ -35,6 +35,9 @@ const TURN_PATIENCE: Duration = Duration::from_millis(500);
 /// Between two tries to take away what a cutover left.
 const AGAIN: Duration = Duration::from_secs(5);
 
+/// The code of a refusal that names rows by their keys.
+pub const NOT_EQUAL: &str = "not_equal";
+
 /// How long each step takes.
 struct Steps {
     since: Instant,
@@ -74,6 +77,15 @@ impl Wish {
             Wish::Rehearse => None,
             Wish::CutOver => Some(Event::CutOver),
             Wish::RollBack => Some(Event::RollBack),
+        }
+    }
+
+    /// What it is called.
+    pub fn word(self) -> &'static str {
+        match self {
+            Wish::Rehearse => "rehearse",
+            Wish::CutOver => "cutover",
+            Wish::RollBack => "rollback",
         }
     }
 
@@ -433,7 +445,6 @@ impl<'a> Switch<'a> {
             finish(context, moving, Some(pause.elapsed()))?;
         }
         let verified = self.context.config.tenant_strategy.migration_config.validation_enabled;
-        tracing::info!(id = %record.id, tenant = %record.tenant, wish = ?self.wish, pause_ms, at = %lsn, verified, "cut over");
         Ok(CutoverReport { tenant: record.tenant, lsn, pause_ms, verified, rechecked_keys, route, steps: steps.took })
     }
 

@@ -93,7 +93,6 @@ async fn give_up(context: &Context, moving: &Moving, error: StepError) {
         StepError::Transaction(fault, end) => (fault, Some(end), false),
         error => (Fault::new("step_failed", record.id.to_string(), error.to_string(), next), None, false),
     };
-    tracing::error!(id = %record.id, tenant = %record.tenant, code = fault.code, cause = fault.message, "the move stopped");
     let stored = match broken {
         true => moving.break_off(&context.store, fault).map(|_| ()),
         false => moving.update(&context.store, |record| (record.fault, record.stopped_at) = (Some(fault), at)),
@@ -139,6 +138,7 @@ async fn step(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<bool, Step
         Phase::Completing => {
             unless_stopped(moving, complete::complete(context, moving)).await?;
             moving.advance(store, Event::Cleared)?;
+            complete::tell(moving);
         }
         Phase::NeedsCopy | Phase::Cancelled | Phase::Completed => return Ok(false),
     }
@@ -326,6 +326,7 @@ async fn follow(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), Step
         return Err(StepError::Broken(Fault::new("gap", table.to_string(), message, next)));
     }
     drop(client);
+    moving.copied_before(&copied);
     let (commands, receiver) = mpsc::channel(LANE_COMMANDS);
     let (record_partitions, to_record) = mpsc::channel(1);
     let types = parts::types(context).await?;

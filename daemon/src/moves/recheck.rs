@@ -12,9 +12,11 @@ use connectors::postgres::checksum::{Side, compare, compare_keys};
 use connectors::postgres::{Client, client};
 use futures_util::future::try_join_all;
 use schemas::TableName;
+use schemas::event::Detail;
+use schemas::record::Fault;
 use schemas::status::{TableReport, VerifyReport};
 
-use super::cutover::not_ready;
+use super::cutover::{NOT_EQUAL, not_ready};
 use super::verify::{self, Compared, PATIENCE, PAUSE, Verifying, stand, still};
 use super::{Context, Moving, StepError};
 
@@ -239,8 +241,10 @@ fn equal(context: &Context, moving: &Moving, reports: &[TableReport]) -> Result<
     if unequal.is_empty() {
         return Ok(());
     }
-    *super::lock(&moving.differences) = Some(unequal.iter().map(|report| report.differences).sum());
+    let differences = unequal.iter().map(|report| report.differences).sum();
+    *super::lock(&moving.differences) = Some(differences);
     moving.update(&context.store, |record| record.verified_at = None)?;
+    moving.tell("verify", Detail { equal: Some(false), differences: Some(differences), ..Detail::default() });
     let names = unequal.iter().map(|report| {
         let rows = report.examples.iter().take(NAMED).map(|row| format!("{} {}", row.kind, row.key));
         format!("{}: {} rows differ, {}", report.table, report.differences, rows.collect::<Vec<_>>().join(", "))
@@ -249,5 +253,6 @@ fn equal(context: &Context, moving: &Moving, reports: &[TableReport]) -> Result<
         "what has changed since source and target were compared is not the same on both: {}",
         names.collect::<Vec<_>>().join("; ")
     );
-    Err(not_ready(&moving.record(), &why, "`carveout verify` compares all rows and names those that differ"))
+    let next = "`carveout verify` compares all rows and names those that differ";
+    Err(StepError::Fault(Fault::new(NOT_EQUAL, moving.record().id.to_string(), why, next)))
 }

@@ -158,7 +158,7 @@ pub async fn resume(context: &Arc<Context>, id: MoveId, link: Option<SpoolLink>)
     let lost = || StepError::Fault(Fault::new("state", id.to_string(), "its record is gone", "carveout status"));
     let record = context.store.moves()?.into_iter().find(|record| record.id == id).ok_or_else(lost)?;
     let Some(name) = record.back.as_ref().and_then(|back| back.slot.clone()) else {
-        let moving = Arc::new(Moving::new(record));
+        let moving = Arc::new(Moving::new(record, context.events.clone()));
         moving.set_spool(link);
         return Ok(Arc::new(Reverse::new(Arc::clone(context), moving, None)));
     };
@@ -188,7 +188,7 @@ pub async fn resume(context: &Arc<Context>, id: MoveId, link: Option<SpoolLink>)
     let (base, server_version) = (beginning.base.clone(), beginning.server_version);
     let (handle, task) = pipeline::spawn(config.clone(), beginning, router, store, broken_in, stopped);
     let own = Arc::new(context.reading(config, handle, base, server_version));
-    let moving = Arc::new(Moving::new(record));
+    let moving = Arc::new(Moving::new(record, context.events.clone()));
     moving.set_spool(links.remove(&id));
     let reverse = Arc::new(Reverse::new(own, moving, Some((stop.clone(), task))));
     let span = tracing::info_span!("reverse", %id);
@@ -321,7 +321,6 @@ impl Reverse {
         };
         let now = slot::published(client, &source.publication, &record.tables).await?;
         if let Some((object, cause)) = record.published.change(&now) {
-            tracing::error!(object, cause, "the lane back stopped: changes may have passed it by");
             let message = format!("{cause}: changes may not have been in the stream");
             self.broken(Fault::new("target_changed", object, message, ""));
         }

@@ -14,6 +14,7 @@ use connectors::postgres::{Client, Doing, client, slot};
 use schemas::{Phase, TableName};
 
 use schemas::config::Target;
+use schemas::event::Detail;
 use schemas::record::{Fault, MoveRecord};
 use schemas::status::VerifyReport;
 use tokio::sync::{mpsc, oneshot};
@@ -105,9 +106,11 @@ pub(super) async fn verify_noting(
         }
         tokio::time::sleep(PAUSE).await;
     };
-    *super::lock(&moving.differences) = Some(report.tables.iter().map(|table| table.differences).sum());
+    let differences = report.tables.iter().map(|table| table.differences).sum();
+    *super::lock(&moving.differences) = Some(differences);
     moving.update(&context.store, |record| record.verified_at = report.equal.then_some(report.lsn))?;
-    tracing::info!(id = %record.id, tenant = %record.tenant, equal = report.equal, at = %report.lsn, "verified");
+    let (equal, lsn) = (Some(report.equal), Some(report.lsn));
+    moving.tell("verify", Detail { equal, lsn, differences: Some(differences), ..Detail::default() });
     Ok(report)
 }
 

@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use connectors::postgres::policy::{self, Owned};
+use connectors::postgres::progress::Status;
 use connectors::postgres::{self, catalog, client, prepare, slot, snapshot};
 use schemas::config::{Isolation, Target};
+use schemas::event::Detail;
 use schemas::phase::Event;
 use schemas::record::{Fault, MoveRecord, NamedTarget, OwnServer, Published};
 use schemas::status::{CompletionReport, CutoverReport, Route, TenantStatus, VerifyReport};
@@ -15,8 +17,9 @@ use schemas::url::{BadUrl, PgUrl};
 use schemas::{Phase, TenantId};
 
 use super::{Entry, Refusal, RefusalKind, Supervisor};
+use crate::clock;
 use crate::moves::complete;
-use crate::moves::cutover::{self, Wish, cut_over};
+use crate::moves::cutover::{self, NOT_EQUAL, Wish, cut_over};
 use crate::moves::verify::verify;
 use crate::moves::{Moving, StepError};
 use crate::store::StoreError;
@@ -169,7 +172,7 @@ impl Supervisor {
         if to == Isolation::Schema {
             one_name_each(tables)?;
         }
-        let record = MoveRecord {
+        let mut record = MoveRecord {
             id: self.context.store.next_move()?,
             tenant: tenant.clone(),
             to,
@@ -199,8 +202,11 @@ impl Supervisor {
             history: Vec::new(),
             completion: None,
         };
+        record.enter(clock::unix_micros());
         self.context.store.put_move(&record)?;
-        let entry = Entry { moving: Arc::new(Moving::new(record.clone())), driver: Arc::new(Mutex::new(None)) };
+        let moving = Moving::new(record.clone(), self.context.events.clone());
+        moving.tell("phase", Detail { phase: Some(record.stage()), ..Detail::default() });
+        let entry = Entry { moving: Arc::new(moving), driver: Arc::new(Mutex::new(None)) };
         self.lock().insert(record.id, entry.clone());
         self.spawn_driver(&entry);
         Ok(())
@@ -317,7 +323,9 @@ impl Supervisor {
         let supervisor = Arc::clone(self);
         let report = tokio::spawn(async move {
             let before = entry.moving.record().phase;
-            let report = cut_over(&supervisor.context, &entry.moving, wish, max_pause).await;
+            let report = cut_over(&supervisor.context, &entry.moving, wish, max_pause).await.map_err(Refusal::from);
+            let told = report.as_ref().map_or_else(refused, cut);
+            entry.moving.tell(wish.word(), told);
             let _one = supervisor.commands.lock().await;
             // Its driver runs the lane that was; or the flip has to be looked for.
             let after = entry.moving.record();
@@ -329,8 +337,7 @@ impl Supervisor {
             }
             report
         });
-        let report = report.await.map_err(|error| no("cutover", tenant, &error.to_string(), "see the daemon's log"))?;
-        report.map_err(Refusal::from)
+        report.await.map_err(|error| no("cutover", tenant, &error.to_string(), "see the daemon's log"))?
     }
 
     /// Where the tenant lives.
@@ -343,7 +350,10 @@ impl Supervisor {
     pub async fn complete(self: &Arc<Self>, tenant: &str, keep_source: bool) -> Result<CompletionReport, Refusal> {
         let entry = self.find(tenant).ok_or_else(|| not_found(tenant))?;
         if entry.moving.record().phase == Phase::Moved {
-            let completion = complete::prepare(&self.context, &entry.moving, keep_source).await?;
+            let completion = complete::prepare(&self.context, &entry.moving, keep_source).await;
+            let completion = completion
+                .map_err(Refusal::from)
+                .inspect_err(|refusal| entry.moving.tell("complete", refused(refusal)))?;
             let _one = self.commands.lock().await;
             // Meanwhile somebody else may have moved the writes back, or ended the move.
             if entry.moving.record().phase == Phase::Moved {
@@ -403,6 +413,26 @@ impl Supervisor {
         }
         self.tenant(tenant).ok_or_else(|| not_found(tenant))
     }
+}
+
+/// What is told of a cutover, or of whatever else was asked for.
+fn cut(report: &CutoverReport) -> Detail {
+    Detail {
+        status: Some(Status::Completed.word()),
+        pause_ms: Some(report.pause_ms),
+        lsn: Some(report.lsn),
+        equal: report.verified.then_some(true),
+        isolation: Some(report.route.isolation.clone()),
+        route_epoch: Some(report.route.epoch),
+        ..Detail::default()
+    }
+}
+
+/// What is told of what was refused. Rows that differ are named to whoever asked, and to nobody else.
+fn refused(Refusal { fault, .. }: &Refusal) -> Detail {
+    let told = Detail { status: Some(Status::Failed.word()), ..Detail::default() }.because(fault);
+    let cause = told.cause.filter(|_| fault.code != NOT_EQUAL);
+    Detail { cause, ..told }
 }
 
 async fn has_rows(owned: &[Owned], source: &postgres::Client, tenant: &TenantId) -> Result<bool, Refusal> {

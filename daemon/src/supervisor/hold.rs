@@ -23,7 +23,6 @@ impl Supervisor {
             entry.moving.update(&self.context.store, |record| record.paused = true)?;
             Self::stop_driver(&entry).await;
             entry.moving.meter.set_trouble(None);
-            tracing::info!(id = %record.id, tenant = %record.tenant, "paused");
         }
         self.tenant(tenant).ok_or_else(|| not_found(tenant))
     }
@@ -45,7 +44,6 @@ impl Supervisor {
             None if record.paused => {
                 entry.moving.update(&self.context.store, |record| record.paused = false)?;
                 self.spawn_driver(&entry);
-                tracing::info!(id = %record.id, tenant = %record.tenant, "resumed");
             }
             None => {}
         }
@@ -58,7 +56,7 @@ impl Supervisor {
         let lane =
             entry.moving.way_back().map_or_else(|| Arc::clone(&entry.moving), |reverse| Arc::clone(&reverse.moving));
         let record = lane.record();
-        let (id, object) = (record.id, record.id.to_string());
+        let object = record.id.to_string();
         let stopped_at = record.stopped_at.filter(|_| record.fault.is_some() && record.phase.has_lane());
         if stopped_at != Some(skip) {
             let message = match stopped_at {
@@ -77,8 +75,6 @@ impl Supervisor {
             record.skipped.push(skip);
             (record.fault, record.stopped_at, record.paused, record.verified_at) = (None, None, false, None);
         })?;
-        let code = record.fault.map(|fault| fault.code).unwrap_or_default();
-        tracing::warn!(%id, tenant = %record.tenant, transaction = %skip, code, "a person left a transaction out");
         self.spawn_driver(entry);
         Ok(())
     }

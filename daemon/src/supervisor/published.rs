@@ -63,7 +63,6 @@ impl Supervisor {
         if entry.moving.record().published != seen.published {
             return;
         }
-        tracing::error!(id = %seen.id, object, cause, "the move stopped: changes may have passed it by");
         let message = format!("{cause}: changes may not have been in the stream");
         let next = "`carveout move` copies the tenant again (`carveout check` says what else is missing)";
         if self.break_move(entry, Fault::new("source_changed", object, message, next))

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use schemas::config::Isolation;
+use schemas::event::MoveEvent;
 use schemas::record::{MoveRecord, OwnServer};
 use schemas::status::{SourceStatus, Status, TenantStatus};
 use schemas::{Lsn, Phase};
@@ -36,6 +37,11 @@ impl Supervisor {
     /// Raised when the daemon stops.
     pub fn stopping(&self) -> tokio::sync::watch::Receiver<bool> {
         self.stop.subscribe()
+    }
+
+    /// What happens to moves from now on.
+    pub fn follow(&self) -> tokio::sync::broadcast::Receiver<MoveEvent> {
+        self.context.events.follow()
     }
 
     /// `GET /metrics`.

@@ -99,7 +99,7 @@ async fn a_paused_move_stands_and_loses_nothing() -> Result<()> {
     run(&desk.config, &["cancel", "1"]).await?.assert(0, &["is cancelled"])?;
     run(&desk.config, &["resume", "1"]).await?.assert(1, &["is cancelled"])?;
     ensure!(desk.ask("SELECT count(*) FROM pg_namespace WHERE nspname = 'bid_1'").await? == "0", "the schema is left");
-    daemon.assert_no_errors(&["a lane was taken out"])
+    daemon.assert_no_errors(&["spool_full"])
 }
 
 /// The transaction that a fault tells to skip.
@@ -161,7 +161,7 @@ async fn one_transaction_is_left_out_by_name_and_a_verify_is_owed() -> Result<()
         Ok(blocked.iter().any(|why| why.as_str().is_some_and(|why| why.contains(&reason))))
     };
     ensure!(owed(&daemon).await?, "no verify is owed");
-    ensure!(daemon.log()?.lines().any(|line| line.contains("a person left a transaction out") && line.contains(&lsn)));
+    ensure!(daemon.log()?.lines().any(|line| line.contains("skipped") && line.contains(&lsn)));
     run(&desk.config, &["status", "1"]).await?.assert(0, &["left out", &lsn])?;
     desk.assert_equal(&daemon, "2", "schema").await?;
     run(&desk.config, &["verify", "1"]).await?.assert(1, &["9000", "9001"])?;

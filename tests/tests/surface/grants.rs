@@ -6,9 +6,10 @@ use daemon::demo::cluster::ClusterOptions;
 use serde_json::Value;
 use tests::daemon::Daemon;
 use tests::scene::Configuration;
+use tests::wait::until;
 
 use super::prepare::{made, psql};
-use super::{Desk, run};
+use super::{Desk, SOON, run};
 
 /// An application with an owner of its own, and a schema that is not open to everybody.
 const APPLICATION: &str = "\
@@ -176,7 +177,12 @@ async fn moves_and_cancels(desk: &Desk, daemon: &Daemon) -> Result<()> {
     let left = "SELECT (SELECT count(*) FROM pg_namespace WHERE nspname = 'bid_1') \
                 + (SELECT count(*) FROM pg_database WHERE datname = 'bid_2')";
     ensure!(desk.ask(left).await? == "0", "something was left");
-    Ok(())
+    let told = "SELECT count(*) FROM carveout.migration_progress WHERE phase = 'cancelled' AND status = 'cancelled'";
+    until("the last word of both", SOON, async || {
+        ensure!(desk.ask(&format!("({told})")).await? == "2");
+        Ok(())
+    })
+    .await
 }
 
 /// A role that is a member of the tables' owner prepares by itself; databases are made by another role, for it. It
