@@ -274,6 +274,46 @@ async fn hooks_run_around_the_steps_and_what_is_switched_off_is_said() -> Result
     failing.daemon.assert_no_errors(&[])
 }
 
+/// What got past the fence after both sides were compared is in no certificate: `complete` names it and does not delete it.
+#[tokio::test(flavor = "multi_thread")]
+async fn complete_deletes_only_what_was_compared() -> Result<()> {
+    let folder = Scene::single(ClusterOptions::default()).await?;
+    let script = folder.path().join("past.sh");
+    let hooks = format!("hooks: {{before_complete: [\"/bin/sh\", \"{}\"]}}\n", script.display());
+    let stage = Stage::open_with("", &hooks).await?;
+    let psql = stage.scene.source.command("psql")?;
+    let past = "ALTER TABLE writes DISABLE TRIGGER USER; \
+                INSERT INTO writes (bid, client, number, body) VALUES (1, 99, 99, 'past the fence'); \
+                UPDATE accounts SET balance = balance WHERE false";
+    let environment =
+        psql.get_envs().filter_map(|(name, value)| Some(format!("export {}='{}'\n", name.to_str()?, value?.to_str()?)));
+    let lines = format!(
+        "{}{} -X -q -v ON_ERROR_STOP=1 -d shop -c \"{past}\"\n",
+        environment.collect::<String>(),
+        std::iter::once(psql.get_program())
+            .chain(psql.get_args())
+            .filter_map(|word| Some(format!("'{}' ", word.to_str()?)))
+            .collect::<String>()
+    );
+    std::fs::write(&script, lines)?;
+    stage.carve("1", "database").await?;
+    let clients = Clients::start(&stage.scene, "1", 2).await?;
+    clients.progress(20).await?;
+    cli(&stage.config, &["cutover", "1"]).await?;
+    clients.progress(20).await?;
+    // Clients go on: what flows back meanwhile is no residue.
+    run(&stage.config, &["complete", "1"])
+        .await?
+        .assert(1, &["public.writes", "1 rows of the tenant are still there"])?;
+    let source = stage.scene.source_client().await?;
+    let left = "SELECT count(*), coalesce(max(body), '') FROM writes WHERE bid = 1";
+    let left = source.query_one(left, &[]).await?;
+    ensure!((left.get::<_, i64>(0), left.get::<_, &str>(1)) == (1, "past the fence"), "{left:?}");
+    run(&stage.config, &["complete", "1", "--keep-source"]).await?.assert(0, &["is complete"])?;
+    let ledger = clients.stop().await?;
+    ledger.assert_held_by(&stage.scene.target_client("bid_1").await?, "public", "1").await
+}
+
 /// Who is killed.
 #[derive(Clone, Copy, Debug)]
 enum Victim {

@@ -15,7 +15,7 @@ use schemas::status::{CompletionReport, Happened, Severity, TableRows};
 use schemas::{Phase, TableName};
 
 use super::cutover::not_ready;
-use super::verify::verify;
+use super::verify::{Held, verify_and_hold};
 use super::{Context, Moving, StepError, cutover, hooks, reverse};
 
 /// Rows that are deleted in one transaction.
@@ -25,10 +25,16 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// So many in a row, and a person must look.
 const ATTEMPTS: u32 = 60;
 
-/// What is looked at before anything is changed.
-pub async fn prepare(context: &Context, moving: &Moving, keep_source: bool) -> Result<Completion, StepError> {
+/// What is looked at before anything is changed. The lane back stays where both sides were compared as long as what is returned
+/// beside it is kept: what it brought after that would not be covered.
+pub async fn prepare(
+    context: &Context,
+    moving: &Moving,
+    keep_source: bool,
+) -> Result<(Completion, Option<Held>), StepError> {
     let record = moving.record();
     let mut completion = Completion { keep_source, ..Completion::default() };
+    let mut held = None;
     if record.reverse.is_some() && moving.way_back().is_none() && !keep_source {
         return Err(cutover::no_way_back(&record));
     }
@@ -41,12 +47,15 @@ pub async fn prepare(context: &Context, moving: &Moving, keep_source: bool) -> R
             return Err(not_ready(&record, why, next));
         }
         if context.config.tenant_strategy.migration_config.validation_enabled && !keep_source {
-            let report = verify(&back.context, &back.moving).await?;
+            let (report, home, lane) = verify_and_hold(&back.context, &back.moving).await?;
             if !report.equal {
                 let next = "`carveout verify` names the rows";
                 return Err(not_ready(&record, "source and target are not equal", next));
             }
-            completion.certificate = Some(report);
+            let snapshot = snapshot::current(&home).await?;
+            let tables = context.tables(&record.tables).await?;
+            let Covered { before, shown } = Covered::under(&home, &snapshot, &tables, &record.tenant).await?;
+            (completion.certificate, completion.covered, held) = (Some(report), Some((before, shown)), lane);
         }
     }
     if !keep_source {
@@ -59,7 +68,7 @@ pub async fn prepare(context: &Context, moving: &Moving, keep_source: bool) -> R
     }
     let hook = context.config.hooks.before_complete.as_ref();
     hooks::run(hook, "before_complete", &record.tenant).await.map_err(StepError::Fault)?;
-    Ok(completion)
+    Ok((completion, held))
 }
 
 /// Does it; whatever was done already is not done again.
@@ -78,7 +87,8 @@ pub(super) async fn complete(context: &Arc<Context>, moving: &Arc<Moving>) -> Re
     Ok(())
 }
 
-/// The row versions that may be deleted. Found out once: what comes after that came past the fence.
+/// The row versions that may be deleted: those that the certificate is about. Without one what is there now, found out once: what
+/// comes after that came past the fence.
 async fn covered(context: &Context, moving: &Moving, tables: &[Owned]) -> Result<Covered, StepError> {
     let record = moving.record();
     if let Some((before, shown)) = record.completion.and_then(|completion| completion.covered) {

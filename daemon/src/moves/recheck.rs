@@ -120,7 +120,8 @@ impl Recheck {
         let next = Arc::new(Changed::default());
         let (source, target) = loop {
             match stand(context, moving, &target.url, Some(&next)).await? {
-                Ok(both) => break both,
+                // The lane goes on while both are read.
+                Ok((source, client, _lane)) => break (source, client),
                 Err(why) if began.elapsed() > PATIENCE => {
                     return Err(not_ready(
                         &record,

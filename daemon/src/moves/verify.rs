@@ -27,7 +27,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
 /// Releases the lane whatever happens.
-struct Held(mpsc::Sender<LaneCommand>);
+pub struct Held(mpsc::Sender<LaneCommand>);
 
 impl Drop for Held {
     fn drop(&mut self) {
@@ -69,6 +69,23 @@ pub(super) async fn verify_noting(
     moving: &Moving,
     changed: Option<&Arc<Changed>>,
 ) -> Result<VerifyReport, StepError> {
+    Ok(verify_at(context, moving, changed, false).await?.0)
+}
+
+/// Compares the tables, and leaves the lane where both sides were compared, with the snapshot of its sink there.
+pub(super) async fn verify_and_hold(
+    context: &Context,
+    moving: &Moving,
+) -> Result<(VerifyReport, Client, Option<Held>), StepError> {
+    verify_at(context, moving, None, true).await
+}
+
+async fn verify_at(
+    context: &Context,
+    moving: &Moving,
+    changed: Option<&Arc<Changed>>,
+    stays: bool,
+) -> Result<(VerifyReport, Client, Option<Held>), StepError> {
     let record = moving.record();
     let refuse =
         |message: &str, next: &str| StepError::Fault(Fault::new("not_ready", record.id.to_string(), message, next));
@@ -90,12 +107,15 @@ pub(super) async fn verify_noting(
     let target = context.target(&record)?;
     let tables = tables(context, moving, &target).await?;
     let began = Instant::now();
-    let report = loop {
+    let (report, client, held) = loop {
         let why = match stand(context, moving, &target.url, changed).await? {
-            Ok((source, client)) => match compare_all(context, moving, &tables, &source, &client).await? {
-                Some(report) => break report,
-                None => "partitions came or went while it was compared",
-            },
+            Ok((source, client, held)) => {
+                let held = stays.then_some(held);
+                match compare_all(context, moving, &tables, &source, &client).await? {
+                    Some(report) => break (report, client, held),
+                    None => "partitions came or went while it was compared",
+                }
+            }
             Err(why) => why,
         };
         if began.elapsed() > PATIENCE {
@@ -111,7 +131,7 @@ pub(super) async fn verify_noting(
     moving.update(&context.store, |record| record.verified_at = report.equal.then_some(report.lsn))?;
     let (equal, lsn) = (Some(report.equal), Some(report.lsn));
     moving.tell("verify", Detail { equal, lsn, differences: Some(differences), ..Detail::default() });
-    Ok(report)
+    Ok((report, client, held))
 }
 
 /// A table on both sides, each with its name and the condition for the rows that count.
@@ -192,13 +212,14 @@ async fn same_partitions(context: &Context, moving: &Moving, client: &Client) ->
     Ok(record.published.repartitioned(&now).is_empty())
 }
 
-/// Brings both sides to one position, from which on `changed` is noted; or why that did not succeed this time.
+/// Brings both sides to one position, from which on `changed` is noted, and where the lane stays until it is let go; or why that did
+/// not succeed this time.
 pub(super) async fn stand(
     context: &Context,
     moving: &Moving,
     target: &schemas::url::PgUrl,
     changed: Option<&Arc<Changed>>,
-) -> Result<Result<(HeldSnapshot, Client), &'static str>, StepError> {
+) -> Result<Result<(HeldSnapshot, Client, Held), &'static str>, StepError> {
     let id = moving.record().id;
     let lost =
         || StepError::Fault(Fault::new("not_ready", id.to_string(), "its lane is not running", "carveout status"));
@@ -208,7 +229,7 @@ pub(super) async fn stand(
     };
     let (held, standing) = oneshot::channel();
     commands.send(LaneCommand::Hold(held)).await.map_err(|_| lost())?;
-    let _held = Held(commands.clone());
+    let lane = Held(commands.clone());
     let Ok(Ok(applied)) = tokio::time::timeout(PATIENCE, standing).await else {
         return Ok(Err("the target was not connected, or had not committed what it was sent"));
     };
@@ -249,5 +270,5 @@ pub(super) async fn stand(
         commands.send(note).await.map_err(|_| lost())?;
         tokio::time::timeout(PATIENCE, noting).await.ok().and_then(Result::ok).ok_or_else(lost)?;
     }
-    Ok(Ok((source, client)))
+    Ok(Ok((source, client, lane)))
 }

@@ -351,7 +351,7 @@ impl Supervisor {
         let entry = self.find(tenant).ok_or_else(|| not_found(tenant))?;
         if entry.moving.record().phase == Phase::Moved {
             let completion = complete::prepare(&self.context, &entry.moving, keep_source).await;
-            let completion = completion
+            let (completion, _held) = completion
                 .map_err(Refusal::from)
                 .inspect_err(|refusal| entry.moving.tell("complete", refused(refusal)))?;
             let _one = self.commands.lock().await;
