@@ -314,6 +314,30 @@ async fn complete_deletes_only_what_was_compared() -> Result<()> {
     ledger.assert_held_by(&stage.scene.target_client("bid_1").await?, "public", "1").await
 }
 
+/// What stops the way back says how to go on with the tenant where it lives.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_back_that_stands_says_what_can_be_done() -> Result<()> {
+    let stage = Stage::open().await?;
+    stage.carve("1", "database").await?;
+    cli(&stage.config, &["cutover", "1"]).await?;
+    stage.scene.target_client("bid_1").await?.batch_execute("TRUNCATE notes").await?;
+    let status = until("a fault", SOON, async || {
+        let status = stage.json(&["status", "1"]).await?;
+        ensure!(status["fault"]["code"] == "truncate", "{status}");
+        Ok(status)
+    })
+    .await?;
+    let next = status["fault"]["next"].as_str().unwrap_or_default();
+    ensure!(next.contains("at the source") && next.contains("--keep-source"), "{status}");
+    run(&stage.config, &["rollback", "1"]).await?.assert(1, &["the lane back stands at", "notes"])?;
+    run(&stage.config, &["complete", "1"]).await?.assert(1, &["--keep-source"])?;
+    run(&stage.config, &["complete", "1", "--keep-source"]).await?.assert(0, &["is complete"])?;
+    let source = stage.scene.source_client().await?;
+    let rows = "SELECT count(*) FROM notes WHERE account IN (SELECT id FROM accounts WHERE bid = 1)";
+    ensure!(source.query_one(rows, &[]).await?.get::<_, i64>(0) == 300, "rows at the source went");
+    Ok(())
+}
+
 /// Who is killed.
 #[derive(Clone, Copy, Debug)]
 enum Victim {

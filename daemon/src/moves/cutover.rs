@@ -294,7 +294,11 @@ fn way_back(moving: &Moving, validates: bool) -> Result<Arc<Reverse>, StepError>
     let record = moving.record();
     let reverse = moving.reverse().ok_or_else(|| no_way_back(&record))?;
     if let Some(fault) = reverse.moving.record().fault {
-        return Err(not_ready(&record, &format!("the lane back stands: {}", fault.message), &fault.next));
+        return Err(not_ready(
+            &record,
+            &format!("the lane back stands at {}: {}", fault.object, fault.message),
+            &fault.next,
+        ));
     }
     if reverse.moving.record().unproved_skip().is_some() && !validates {
         let next = "mend the source, then `carveout verify`";

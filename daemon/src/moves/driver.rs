@@ -93,6 +93,16 @@ async fn give_up(context: &Context, moving: &Moving, error: StepError) {
         StepError::Transaction(fault, end) => (fault, Some(end), false),
         error => (Fault::new("step_failed", record.id.to_string(), error.to_string(), next), None, false),
     };
+    // What a lane says is about a target that is made for it; a lane back writes to the source.
+    let fault = match &record.back {
+        None => fault,
+        Some(_) => Fault {
+            next: "mend it at the source, then `carveout resume` (`--skip` leaves the transaction out); \
+                   `carveout complete --keep-source` ends the move without a way back"
+                .to_owned(),
+            ..fault
+        },
+    };
     let stored = match broken {
         true => moving.break_off(&context.store, fault).map(|_| ()),
         false => moving.update(&context.store, |record| (record.fault, record.stopped_at) = (Some(fault), at)),
