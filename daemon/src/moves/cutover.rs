@@ -541,6 +541,8 @@ fn finish(context: &Context, moving: &Moving, pause: Option<Duration>) -> Result
     let back = moving.record().phase == Phase::RollingBack;
     moving.advance_with(&context.store, Event::Flipped, |record| {
         (record.epoch, record.rolled_back, record.verified_at) = (record.epoch + 1, back, None);
+        // A clean verify came after what was left out of this lane, or there would have been no cutover.
+        record.skipped.clear();
     })?;
     let pause_us = pause.and_then(|pause| u64::try_from(pause.as_micros()).ok());
     Ok(moving.update(&context.store, |record| {
