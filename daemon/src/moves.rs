@@ -329,7 +329,10 @@ impl Moving {
             tenant: self.record().tenant,
             changes: self.meter.changes.load(Ordering::Relaxed),
             transactions: self.meter.transactions.load(Ordering::Relaxed),
-            differences: *lock(&self.differences),
+            differences: match self.way_back() {
+                Some(reverse) => *lock(&reverse.moving.differences),
+                None => *lock(&self.differences),
+            },
         }
     }
 

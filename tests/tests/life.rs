@@ -1,7 +1,7 @@
 //! The life of a move after its copy: the writes move to the target and back, while clients that follow the routes write.
 
 mod clients;
-mod recheck;
+pub mod recheck;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

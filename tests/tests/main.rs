@@ -29,5 +29,6 @@ mod surface;
 mod synchronous;
 mod tls;
 mod types;
+mod verifier;
 mod versions;
 mod via;

@@ -413,9 +413,11 @@ impl<'a> Switch<'a> {
         steps.took("hold");
         let pause = Instant::now();
         let within = async {
-            // Who comes early waits there too, and only now: nobody is answered there for what was sent while the others still were.
-            let other = self.to.fence.hold_by(other, self.max_pause + MARGIN, self.max_pause).await?;
             let (lsn, rechecked) = self.behind_the_fence(&held, &here, &there, &mut steps).await?;
+            // Who came there before this was refused, who comes from now on waits: nobody is answered there for what was sent while
+            // the others could still hear of what they had written here.
+            let other = self.to.fence.hold_by(other, self.max_pause + MARGIN, self.max_pause).await?;
+
             Ok::<_, StepError>((lsn, rechecked, other))
         };
         let drained = tokio::time::timeout(self.max_pause, within).await;

@@ -145,7 +145,7 @@ fn tenant_status(context: &Context, moving: &Moving, progress: &Progress) -> Ten
         warnings,
         left_out: moving.left_out(),
         changes_applied: moving.meter.changes.load(Ordering::Relaxed),
-        verified_at_lsn: record.verified_at,
+        verified_at_lsn: lane.record().verified_at,
         route_epoch: u64::try_from(record.epoch).ok().filter(|epoch| *epoch > 0),
         tenant: record.tenant,
         r#move: record.id,

@@ -24,7 +24,7 @@ fn spoil(kind: u32) -> String {
 const MEND: &str = "DROP TRIGGER spoil ON accounts; DROP FUNCTION spoil()";
 
 /// Waits until the fence is being made on the side of `client`: both sides are compared then, and nobody is held.
-async fn compared(client: &Client, asked: &tokio::task::JoinHandle<Result<std::process::Output>>) -> Result<()> {
+pub async fn compared(client: &Client, asked: &tokio::task::JoinHandle<Result<std::process::Output>>) -> Result<()> {
     let fencing = "SELECT count(*) FROM pg_stat_activity
                     WHERE datname = current_database() AND application_name LIKE 'carveout fence%'";
     until("the fence being made", SOON, async || {
