@@ -4,6 +4,8 @@
 //! Whether the writes have moved is said by one row, the fence's where they come from. A daemon that comes back reads it, and
 //! nothing else, to know how to go on.
 
+mod after;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -23,6 +25,9 @@ use super::reverse::{self, Reverse};
 use super::{Context, Moving, StepError, driver, hooks, sequences};
 use crate::lane::LaneCommand;
 use crate::stop;
+pub use after::resolve;
+pub(super) use after::{clear_up, shut_target, take_away};
+use after::{finish, released};
 
 /// How long to try to put the fence around one table.
 const FENCE_PATIENCE: Duration = Duration::from_secs(5);
@@ -32,8 +37,6 @@ const HOLD_PATIENCE: Duration = Duration::from_secs(5);
 const MARGIN: Duration = Duration::from_secs(5);
 /// How long to wait for another cutover or rehearsal of the move before it is said that there is one.
 const TURN_PATIENCE: Duration = Duration::from_millis(500);
-/// Between two tries to take away what a cutover left.
-const AGAIN: Duration = Duration::from_secs(5);
 
 /// The code of a refusal that names rows by their keys.
 pub const NOT_EQUAL: &str = "not_equal";
@@ -538,104 +541,6 @@ async fn drain(moving: &Moving, barrier: Lsn) -> Result<(), StepError> {
     drained.await.map_err(|_| lost())
 }
 
-/// The flip is committed, and the other side is open; for so long nobody could write, where that is known.
-fn finish(context: &Context, moving: &Moving, pause: Option<Duration>) -> Result<(), StepError> {
-    let back = moving.record().phase == Phase::RollingBack;
-    moving.advance_with(&context.store, Event::Flipped, |record| {
-        (record.epoch, record.rolled_back, record.verified_at) = (record.epoch + 1, back, None);
-        // A clean verify came after what was left out of this lane, or there would have been no cutover.
-        record.skipped.clear();
-    })?;
-    let pause_us = pause.and_then(|pause| u64::try_from(pause.as_micros()).ok());
-    Ok(moving.update(&context.store, |record| {
-        record.history.last_mut().into_iter().for_each(|last| last.pause_us = pause_us);
-    })?)
-}
-
-/// There was no flip, and will be none.
-async fn released(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
-    moving.advance(&context.store, Event::Released)?;
-    match moving.record().phase {
-        Phase::Moved => driver::close_lane(context, moving).await,
-        _ => still_has_a_lane(context, moving),
-    }
-}
-
-/// Finds out whether the writes have moved, once nobody is at it any more, and ends what was begun.
-pub async fn resolve(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
-    let record = moving.record();
-    let (source, target) = ends(context, &record)?;
-    let (from, to) = if record.phase == Phase::CuttingOver { (source, target) } else { (target, source) };
-    let client = client::connect(&from.url, &format!("fence {}", record.id)).await?;
-    let there = from.fence.read(&client).await?;
-    drop(client);
-    let mut flipped = false;
-    if there.is_some() {
-        // The lock is ours only once the connection that may have flipped is gone.
-        let held = from.fence.hold(&from.url, MARGIN, HOLD_PATIENCE).await?;
-        let row = held.row();
-        held.release().await?;
-        flipped = !row.open && row.epoch == record.epoch + 1;
-        if !row.open && !flipped {
-            let why = format!("its fence is shut at epoch {}, and {} was expected", row.epoch, record.epoch + 1);
-            return Err(not_ready(&record, &why, "find out who changes carveout.fence; then `carveout resume`"));
-        }
-    }
-    tracing::info!(id = %record.id, tenant = %record.tenant, flipped, "a cutover that was cut off is resolved");
-    if !flipped {
-        return released(context, moving).await;
-    }
-    let held = to.fence.hold(&to.url, MARGIN, HOLD_PATIENCE).await?;
-    match held.row().open {
-        true => held.release().await?,
-        false => held.turn(true, &to.route(&record, record.epoch + 1)).await?,
-    }
-    finish(context, moving, None)?;
-    if moving.record().phase == Phase::Following { still_has_a_lane(context, moving) } else { Ok(()) }
-}
-
-/// A lane that was taken out meanwhile has lost its continuity.
-fn still_has_a_lane(context: &Context, moving: &Moving) -> Result<(), StepError> {
-    if moving.spool().is_some() {
-        return Ok(());
-    }
-    let record = moving.record();
-    let next = "`carveout move` copies the tenant again";
-    let fault = Fault::new("gap", record.id.to_string(), "its lane was taken out while it was cut over", next);
-    moving.break_off(&context.store, fault)?;
-    Ok(())
-}
-
-/// Takes away what a cutover left that did not flip, or a rollback; as long as the lane runs, and not while one is under way.
-pub(super) async fn clear_up(context: &Arc<Context>, moving: &Arc<Moving>) {
-    while moving.record().leaves_something() {
-        let one = moving.cutover.lock().await;
-        let Err(error) = take_away(context, moving, false).await else { return };
-        drop(one);
-        tracing::info!(%error, "what a cutover left could not be taken away yet; trying again");
-        tokio::time::sleep(AGAIN).await;
-    }
-}
-
-/// Takes the lane back away; and the fences, unless the writes have been in the target: then it stays shut, until the move is
-/// cancelled (`all`).
-pub(super) async fn take_away(context: &Arc<Context>, moving: &Arc<Moving>, all: bool) -> Result<(), StepError> {
-    reverse::discard(context, moving).await?;
-    let record = moving.record();
-    if !record.fenced || (record.rolled_back && !all) {
-        return Ok(());
-    }
-    let (source, target) = ends(context, &record)?;
-    for side in [source, target] {
-        let mut client = client::connect(&side.url, &format!("fence {}", record.id)).await?;
-        if control::access(&client).await? != control::Access::Absent {
-            fence::remove(&mut client, &side.fence, FENCE_PATIENCE).await?;
-        }
-    }
-    moving.update(&context.store, |record| record.fenced = false)?;
-    Ok(())
-}
-
 /// Why the lane back cannot be asked.
 pub fn no_way_back(record: &MoveRecord) -> StepError {
     match record.reverse {
@@ -647,17 +552,6 @@ pub fn no_way_back(record: &MoveRecord) -> StepError {
             not_ready(record, "nothing flows back from the target: rollback_enabled was false", next)
         }
     }
-}
-
-/// The tenant has been in the target, which is made anew: it must not be written there.
-pub(super) async fn shut_target(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
-    let record = moving.record();
-    if !record.rolled_back {
-        return Ok(());
-    }
-    let (_, target) = sides(context, moving).await?;
-    let mut client = client::connect(&target.url, &format!("fence {}", record.id)).await?;
-    Ok(fence::install(&mut client, &target.fence, &target.tables, FENCE_PATIENCE).await?)
 }
 
 pub(super) fn not_ready(record: &MoveRecord, why: &str, next: &str) -> StepError {
