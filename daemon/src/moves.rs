@@ -14,11 +14,13 @@ mod progress;
 mod recheck;
 pub mod reverse;
 mod sequences;
+mod stages;
+
 pub mod verify;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use connectors::postgres::apply::SinkPlan;
 use connectors::postgres::control::Origin;
@@ -30,7 +32,7 @@ use schemas::event::MoveEvent;
 use schemas::phase::Event;
 use schemas::record::{AckRecord, Fault, MoveRecord, OwnServer, Published};
 use schemas::url::{BadUrl, PgUrl};
-use schemas::{Lsn, MoveId, Phase, TableName};
+use schemas::{Lsn, MoveId, Phase, TableName, TablePath};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::clock;
@@ -112,8 +114,8 @@ impl Context {
             copying: Semaphore::new(1),
             copy_tables: Semaphore::new(1),
             catalogs: Semaphore::new(CATALOG_READERS),
-            throttle: Throttle::new(0),
-            gate: Gate::new(config.limits.source.clone()),
+            throttle: Throttle::new(config.limits.copy_rows_per_second.into()),
+            gate: Gate::default(),
             published: watch::Sender::new((0, Published::default())),
             metrics: Arc::clone(&self.metrics),
             events: self.events.clone(),
@@ -177,6 +179,33 @@ impl Context {
         Origin { slot, system_id, timeline, state: self.state.clone() }
     }
 
+    /// What a lane reads: the tenant's rows of the shared tables; for a lane back, and for a tenant that has a schema of its own
+    /// already, tables of which every row is the tenant's.
+    pub async fn read_by(&self, record: &MoveRecord) -> Result<Vec<Owned>, StepError> {
+        let column = |path: &TablePath| match path {
+            TablePath::Key(column) => Some(column.clone()),
+            _ => None,
+        };
+        let keys: Vec<Option<String>> = match (&record.from, &record.back) {
+            (None, None) => return self.tables(&record.tables).await,
+            (Some(stage), None) => stage.paths.iter().map(column).collect(),
+            (_, Some(_)) => record.tables.iter().map(|_| None).collect(),
+        };
+        let client = client::connect(&self.config.source.url, "plan").await?;
+        reverse::whole(&client, record.tables.iter().cloned().zip(keys)).await
+    }
+
+    /// What the two sides of a lane have in common, as it is where the tenant came from.
+    pub async fn at_home(&self, record: &MoveRecord) -> Result<Vec<Owned>, StepError> {
+        match &record.back {
+            None => self.read_by(record).await,
+            Some(back) => {
+                let forward = MoveRecord { tables: back.homes.clone(), back: None, ..record.clone() };
+                Box::pin(self.home().read_by(&forward)).await
+            }
+        }
+    }
+
     /// The tables of a move as the source has them now.
     pub async fn tables(&self, names: &[TableName]) -> Result<Vec<Owned>, StepError> {
         let source = client::connect(&self.config.source.url, "plan").await?;
@@ -237,6 +266,7 @@ pub struct Moving {
     /// Held by whoever cuts it over, or rehearses that, or takes away what that left.
     pub cutover: tokio::sync::Mutex<()>,
     reverse: Mutex<Option<Arc<Reverse>>>,
+    earlier: OnceLock<Arc<Moving>>,
     /// Rows that the last comparison in this run found different.
     differences: Mutex<Option<u64>>,
     /// What was not made in the target, and why, as far as this run knows.
@@ -261,6 +291,7 @@ impl Moving {
             rehearsing: AtomicBool::new(false),
             cutover: tokio::sync::Mutex::new(()),
             reverse: Mutex::new(None),
+            earlier: OnceLock::new(),
             differences: Mutex::new(None),
             left_out: Mutex::new(Vec::new()),
             stop: watch::Sender::new(false),
@@ -289,6 +320,18 @@ impl Moving {
 
     fn set_lane(&self, commands: Option<mpsc::Sender<LaneCommand>>) {
         *lock(&self.lane) = commands;
+    }
+
+    /// The move that this one goes on from, see [`MoveRecord::after`].
+    pub fn earlier(&self) -> Option<&Arc<Moving>> {
+        self.earlier.get()
+    }
+
+    /// It is known.
+    pub fn set_earlier(&self, earlier: Option<Arc<Moving>>) {
+        if let Some(earlier) = earlier {
+            self.earlier.get_or_init(|| earlier);
+        }
     }
 
     /// The lane back, while it is open.
@@ -404,13 +447,18 @@ impl Moving {
     /// Where the tables are in the target.
     pub fn place(&self) -> Place {
         let record = self.record();
-        Place { schema: record.schema, moved: record.tables }
+        Place { schema: record.schema.clone(), moved: record.models().to_vec() }
     }
 
     /// Where the lane applies to.
     pub fn sink_plan(&self, target: &Target, epoch: i64) -> SinkPlan {
         let record = self.record();
-        let homes = record.back.iter().flat_map(|back| record.tables.iter().cloned().zip(back.homes.iter().cloned()));
+        let homes = match (&record.back, &record.from) {
+            (Some(back), _) => &back.homes,
+            (None, Some(stage)) => &stage.homes,
+            (None, None) => &Vec::new(),
+        };
+        let homes = record.tables.iter().cloned().zip(homes.iter().cloned());
         SinkPlan {
             url: target.url.clone(),
             id: record.id,

@@ -6,6 +6,7 @@ mod hold;
 mod progress;
 mod published;
 mod report;
+mod returning;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -111,7 +112,7 @@ impl Supervisor {
             with_lanes(&records, &backs).filter(|record| !ack.quarantined.contains(&record.id)).cloned().collect();
         let routes = moves::routes(&owned)
             .into_iter()
-            .chain(open.iter().filter(|record| record.back.is_some()).flat_map(routes_of));
+            .chain(open.iter().filter(|record| record.back.is_some() || record.from.is_some()).flat_map(routes_of));
         let (router, links) = lanes::open(&config, &open, routes.collect(), &ack)?;
         let (stop, stopped) = watch::channel(false);
         let (broken_in, broken) = mpsc::unbounded_channel();
@@ -171,6 +172,8 @@ impl Supervisor {
                 moving.set_reverse(Some(reverse::resume(&self.context, back, Some(link)).await?));
             }
             let entry = Entry { moving, driver: Arc::new(Mutex::new(None)) };
+            // An earlier move has a smaller number.
+            entry.moving.set_earlier(self.entry(entry.moving.record().after).map(|earlier| earlier.moving));
             self.lock().insert(id, entry.clone());
             // A move that stands waits for a person; its lane spools meanwhile.
             // Nobody may write anywhere until the flip was looked for.
@@ -183,6 +186,10 @@ impl Supervisor {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<MoveId, Entry>> {
         self.moves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn entry(&self, id: Option<MoveId>) -> Option<Entry> {
+        self.lock().get(&id?).cloned()
     }
 
     fn spawn_driver(&self, entry: &Entry) {
@@ -370,7 +377,7 @@ fn with_lanes<'a>(records: &'a [MoveRecord], backs: &'a [MoveRecord]) -> impl It
     let forward = records.iter().filter(|record| record.phase.has_lane());
     let wanted = |back: &&MoveRecord| {
         let moved = |record: &MoveRecord| {
-            matches!(record.phase, Phase::CuttingOver | Phase::Moved | Phase::RollingBack)
+            matches!(record.phase, Phase::CuttingOver | Phase::Moved | Phase::RollingBack | Phase::Returning)
                 && record.reverse == Some(back.id)
         };
         back.back.as_ref().is_some_and(|back| back.slot.is_none()) && back.phase.has_lane() && records.iter().any(moved)

@@ -25,8 +25,10 @@ pub enum Phase {
     RollingBack,
     /// The tenant stays in the target: what it had at the source is being deleted. Set by `complete`.
     Completing,
-    /// It is gone, and so is the fence; the end.
+    /// It is gone, and so is the fence; the end, unless the tenant is asked back.
     Completed,
+    /// The tenant's rows are being copied home, and what is written in the target meanwhile follows. Set by `move --to shared`.
+    Returning,
     /// What Carveout created is being dropped. Set by `cancel`.
     Cancelling,
     /// The move is forgotten; the end.
@@ -58,6 +60,10 @@ pub enum Event {
     Complete,
     /// Nothing of the tenant is left where it was.
     Cleared,
+    /// Somebody asked for the tenant to come home.
+    Return,
+    /// All that it has is there, and what comes follows.
+    Returned,
     /// Somebody cancelled the move.
     Cancel,
     /// Everything that was created is gone.
@@ -87,12 +93,14 @@ impl Phase {
             (P::CuttingOver | P::Moved, E::Flipped) | (P::RollingBack | P::Moved, E::Released) => P::Moved,
             (P::Moved | P::RollingBack, E::RollBack) => P::RollingBack,
             (P::RollingBack | P::Following, E::Flipped) | (P::CuttingOver | P::Following, E::Released) => P::Following,
-            (P::Moved | P::Completing, E::Complete) => P::Completing,
+            (P::Moved | P::Returning | P::Completing, E::Complete) => P::Completing,
             (P::Completing | P::Completed, E::Cleared) => P::Completed,
+            (P::Completed | P::Moved | P::Returning, E::Return) => P::Returning,
+            (P::Returning | P::Moved, E::Returned) => P::Moved,
             (P::Planned | P::Provisioning | P::Copying | P::Following | P::NeedsCopy | P::Cancelling, E::Cancel) => {
                 P::Cancelling
             }
-            (P::Cancelling | P::Cancelled, E::Dropped) => P::Cancelled,
+            (P::Cancelling | P::Cancelled | P::Completed, E::Dropped) => P::Cancelled,
             (from, event) => return Err(Refused { from, event }),
         })
     }
@@ -104,7 +112,7 @@ impl Phase {
 
     /// Whether the tenant's writes are in the target, as far as is known.
     pub fn lives_in_target(self) -> bool {
-        matches!(self, Phase::Moved | Phase::RollingBack | Phase::Completing | Phase::Completed)
+        matches!(self, Phase::Moved | Phase::RollingBack | Phase::Completing | Phase::Completed | Phase::Returning)
     }
 
     /// The word shown to people. `lag_seconds` is the lane's, where it is known.
@@ -112,7 +120,7 @@ impl Phase {
         match self {
             Phase::Planned => "planned",
             Phase::Provisioning => "provisioning",
-            Phase::Copying => "copying",
+            Phase::Copying | Phase::Returning => "copying",
             Phase::Following if verifying => "verifying",
             Phase::Following if lag_seconds.is_some_and(|lag| lag < 1.0) => "streaming",
             Phase::Following => "catching_up",
@@ -132,7 +140,7 @@ impl Phase {
 mod tests {
     use super::*;
 
-    const PHASES: [Phase; 12] = [
+    const PHASES: [Phase; 13] = [
         Phase::Planned,
         Phase::Provisioning,
         Phase::Copying,
@@ -143,10 +151,11 @@ mod tests {
         Phase::RollingBack,
         Phase::Completing,
         Phase::Completed,
+        Phase::Returning,
         Phase::Cancelling,
         Phase::Cancelled,
     ];
-    const EVENTS: [Event; 13] = [
+    const EVENTS: [Event; 15] = [
         Event::Provision,
         Event::Provisioned,
         Event::Copied,
@@ -158,6 +167,8 @@ mod tests {
         Event::Released,
         Event::Complete,
         Event::Cleared,
+        Event::Return,
+        Event::Returned,
         Event::Cancel,
         Event::Dropped,
     ];
@@ -167,7 +178,7 @@ mod tests {
         for phase in PHASES {
             for event in EVENTS {
                 let Ok(once) = phase.after(event) else { continue };
-                if event != Event::Cancel && event != Event::CopyAgain {
+                if event != Event::Cancel && event != Event::CopyAgain && event != Event::Return {
                     assert_eq!(once.after(event), Ok(once), "{phase:?} {event:?}");
                 }
             }
@@ -191,10 +202,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_leaves_the_end() {
+    fn nothing_leaves_the_end_but_a_return_and_a_later_move() {
         for event in EVENTS {
             for end in [Phase::Cancelled, Phase::Completed] {
-                assert!(end.after(event).map_or(true, |after| after == end), "{end:?} {event:?}");
+                let leaves = end == Phase::Completed && matches!(event, Event::Return | Event::Dropped);
+                assert!(leaves || end.after(event).map_or(true, |after| after == end), "{end:?} {event:?}");
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::status::VerifyReport;
 use crate::{Lsn, MoveId, Phase, TableName, TablePath, TenantId};
 
 /// The layout of the records below; raised when one of them changes.
-const VERSION: u8 = 7;
+const VERSION: u8 = 8;
 
 /// The bytes are not a record of this version.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -129,6 +129,12 @@ pub struct MoveRecord {
     pub epoch: i64,
     /// The writes have moved and came back: the fences stay.
     pub rolled_back: bool,
+    /// It was complete, and the tenant was asked home: what was the way back is the way now, and the other way round.
+    pub returning: bool,
+    /// The tenant comes from a schema of its own in the source's database.
+    pub from: Option<Stage>,
+    /// The move that brought it there.
+    pub after: Option<MoveId>,
     /// The lane back, while there is one, or may be.
     pub reverse: Option<MoveId>,
     /// This is a lane back.
@@ -178,6 +184,18 @@ pub struct GivenBlock {
     pub last: i64,
 }
 
+/// Where a tenant was brought by an earlier move, which is complete, and goes on from: its own tables there are read, and what
+/// they were made from still says what they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stage {
+    /// The schema.
+    pub schema: String,
+    /// What each table is called in the shared database, in the order of the record's tables.
+    pub homes: Vec<TableName>,
+    /// How their rows' tenant is found there.
+    pub paths: Vec<TablePath>,
+}
+
 /// What makes a record one of a lane back: it carries what is written in a move's target home to the source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Back {
@@ -190,10 +208,22 @@ pub struct Back {
 }
 
 impl MoveRecord {
+    /// The isolation that the tenant comes from.
+    pub fn home(&self) -> &'static str {
+        if self.from.is_some() { "schema" } else { "shared" }
+    }
+
+    /// What the tables are called that the target's were, or are, made like.
+    pub fn models(&self) -> &[TableName] {
+        self.from.as_ref().map_or(&self.tables, |stage| &stage.homes)
+    }
+
     /// The phase as it is shown to people, see [`Phase::shown`].
     pub fn word(&self, lag_seconds: Option<f64>, verifying: bool) -> &'static str {
         match self.phase {
+            Phase::Following if self.returning && !verifying => "reversing",
             Phase::Following if self.rolled_back && !verifying => "rolled_back",
+            Phase::Moved if self.returning => Phase::Following.shown(lag_seconds, verifying),
             phase => phase.shown(lag_seconds, verifying),
         }
     }

@@ -21,7 +21,7 @@ const SALES: &str = include_str!("chinook/sales.sql");
 /// Representatives 3, 4 and 5 have customers.
 const MOVED: [(&str, &str); 2] = [("3", "schema"), ("4", "database")];
 /// Table, and its rows of a representative on the source.
-const TABLES: [(&str, &str); 11] = [
+pub const TABLES: [(&str, &str); 11] = [
     ("customer", "support_rep_id = $"),
     ("invoice", "customer_id IN (SELECT customer_id FROM customer WHERE support_rep_id = $)"),
     (
@@ -47,12 +47,9 @@ const LONG: Duration = Duration::from_secs(900);
 #[ignore = "campaign: six minutes, and CARVEOUT_CHINOOK must name Chinook_PostgreSql.sql"]
 async fn chinook_moves_while_customers_change_their_representative() -> Result<()> {
     let mut rng = rng("chinook");
-    let script = std::env::var("CARVEOUT_CHINOOK").context("CARVEOUT_CHINOOK names no script")?;
     let scene = Scene::empty(ClusterOptions::default(), ClusterOptions::default()).await?;
     let source = scene.source_client().await?;
-    source.batch_execute(&tables_of(Path::new(&script))?).await.context("make Chinook's tables")?;
-    source.batch_execute(SALES).await.context("make what the load calls")?;
-    let config = configure(&scene).await?;
+    let config = open(&scene).await?;
     let random = Load::scripts(&scene.source, DATABASE, &[("SELECT sell();", 1)], 4, 5_000)?;
     let mut daemon = Daemon::start(&config).await?;
     for (tenant, to) in MOVED {
@@ -103,6 +100,15 @@ async fn chinook_moves_while_customers_change_their_representative() -> Result<(
     println!("{transactions} transactions, {kills} kills, rows came {came} times, equal: {rows:?}");
     ensure!(kills >= 10 && came > 0 && rows.values().all(|rows| *rows > 0), "too little happened");
     daemon.assert_no_errors(&[])
+}
+
+/// Makes Chinook, and a configuration for it.
+pub async fn open(scene: &Scene) -> Result<std::path::PathBuf> {
+    let script = std::env::var("CARVEOUT_CHINOOK").context("CARVEOUT_CHINOOK names no script")?;
+    let source = scene.source_client().await?;
+    source.batch_execute(&tables_of(Path::new(&script))?).await.context("make Chinook's tables")?;
+    source.batch_execute(SALES).await.context("make what the load calls")?;
+    configure(scene).await
 }
 
 /// The script without the part that makes a database and goes there.

@@ -53,8 +53,13 @@ impl Rig {
         control::setup(&mut client).await?;
         let found = policy::resolve(catalog::tables(&client).await?, &config.tenancy);
         ensure!(found.findings.is_empty(), "{:?}", found.findings);
-        let fence =
-            Fence { id: MoveId(1), owner: "test".to_owned(), tenant: TenantId(TENANT.to_owned()), end: End::Source };
+        let fence = Fence {
+            id: MoveId(1),
+            owner: "test".to_owned(),
+            tenant: TenantId(TENANT.to_owned()),
+            end: End::Source,
+            lives: End::Source,
+        };
         Ok(Rig { scene, url, owned: found.owned, fence, client })
     }
 }

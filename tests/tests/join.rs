@@ -149,6 +149,7 @@ impl Rig {
         let opened = control::open_checkpoint(&self.into, id, tenant, &self.origin).await?;
         let checkpoint = opened.context("the checkpoint")?;
         let job = CopyJob {
+            shared: false,
             id,
             epoch: checkpoint.epoch,
             source: &self.owned.table,

@@ -2,6 +2,7 @@
 
 mod clients;
 pub mod recheck;
+mod stages;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

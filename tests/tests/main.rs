@@ -25,6 +25,7 @@ mod sequences;
 mod settle;
 mod shape;
 mod shop;
+mod stages;
 mod surface;
 mod synchronous;
 mod tls;

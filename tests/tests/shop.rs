@@ -16,13 +16,15 @@ use tests::seed::rng;
 
 use crate::carve::{cli, drained, phase, start_move, verify_equal};
 
-const TENANTS: u32 = 20;
+/// How many storefronts there are.
+pub const TENANTS: u32 = 20;
 /// Of `make test`, and of the campaign.
 const TRANSACTIONS: [usize; 2] = [20_000, 100_000];
 const CLIENTS: usize = 4;
 const LONG: Duration = Duration::from_secs(900);
 
-async fn open(scene: &Scene) -> Result<PathBuf> {
+/// Makes the shop, and a configuration for it.
+pub async fn open(scene: &Scene) -> Result<PathBuf> {
     let source = scene.source_client().await?;
     source.batch_execute(shop::SCHEMA).await.context("make the shop")?;
     source.batch_execute(&shop::data(TENANTS, 100)).await.context("fill the shop")?;

@@ -125,6 +125,17 @@ impl SinkPlan {
         let schema = self.schema.as_ref().unwrap_or(&table.schema);
         self.homes.get(table).cloned().unwrap_or_else(|| TableName::new(schema, &table.name))
     }
+
+    /// Lets what the session writes pass the move's fences.
+    pub async fn pass(&self, client: &Client) -> Result<()> {
+        let pass = format!("SET {} = {}", fence::LANE, literal(&self.passes.to_string()));
+        client.batch_execute(&pass).await.doing("show the fences whose lane this is")
+    }
+}
+
+/// No trigger and no foreign key fires in the session, but for fences; an error where the role may not say so.
+pub async fn silence(client: &Client) -> Result<()> {
+    client.batch_execute("SET session_replication_role = replica").await.doing("set session_replication_role")
 }
 
 impl PostgresSink {
@@ -133,11 +144,10 @@ impl PostgresSink {
         let client = client::connect_with(&plan.url, &format!("apply {}", plan.id), client::APPLY).await?;
         // Where the role may set it, triggers and foreign keys that somebody added do not fire.
         // Where it may not, there are none of ours: they are made at cutover.
-        if let Err(error) = client.batch_execute("SET session_replication_role = replica").await {
+        if let Err(error) = silence(&client).await {
             tracing::debug!(%error, "applying as an ordinary session");
         }
-        let pass = format!("SET {} = {}", fence::LANE, literal(&plan.passes.to_string()));
-        client.batch_execute(&pass).await.doing("show the fences whose lane this is")?;
+        plan.pass(&client).await?;
         let targets = Targets::load(&client, plan).await?;
         let lsn = control::read_checkpoint(&client, plan.id, plan.epoch).await?;
         let statements = target::Statements::default();

@@ -5,11 +5,12 @@
 use bytes::{Buf, Bytes};
 use futures_util::{SinkExt, StreamExt, pin_mut};
 use schemas::tenant::KeyType;
-use schemas::{Lsn, MoveId, Snapshot, TableName};
+use schemas::{Lsn, MoveId, Snapshot, TableName, TenantId};
 use tokio_postgres::{Client, Transaction};
 
 use super::apply::key_bytes;
 use super::catalog::Table;
+use super::policy::Owned;
 use super::provision::partitions;
 use super::{Doing, Error, Result, control, quote};
 
@@ -37,6 +38,8 @@ pub struct CopyJob<'a> {
     pub filter: String,
     /// The table in the target.
     pub target: TableName,
+    /// Whether others have rows there: it has been emptied of the tenant's ([`empty`]), and stays otherwise as it is.
+    pub shared: bool,
     /// The snapshot that the reading connection is under.
     pub snapshot: &'a Snapshot,
     /// Every transaction the snapshot shows ends at or before this position.
@@ -169,8 +172,10 @@ fn statements(source: &Table, filter: &str, target: &TableName) -> (String, Stri
 /// Empties the table and says that its copy has begun.
 async fn begin_table(tx: &Transaction<'_>, job: &CopyJob<'_>) -> Result<()> {
     let doing = || format!("begin the copy of {}", job.source.name);
-    tx.batch_execute(&format!("TRUNCATE {}", quote::table(&job.target))).await.doing(doing())?;
-    partitions::alike(tx.client(), job.source, &job.target).await?;
+    if !job.shared {
+        tx.batch_execute(&format!("TRUNCATE {}", quote::table(&job.target))).await.doing(doing())?;
+        partitions::alike(tx.client(), job.source, &job.target).await?;
+    }
     tx.execute(
         "INSERT INTO carveout.copied (move, table_name, snapshot, wal_insert_lsn, rows, done)
          VALUES ($1, $2, $3, $4::text::pg_lsn, 0, false)
@@ -186,6 +191,13 @@ async fn begin_table(tx: &Transaction<'_>, job: &CopyJob<'_>) -> Result<()> {
     .await
     .doing(doing())?;
     Ok(())
+}
+
+/// Deletes the tenant's rows from a table that others share, where an earlier copy may have left some.
+pub async fn empty(client: &Client, owned: &Owned, tenant: &TenantId) -> Result<()> {
+    let name = &owned.table.name;
+    let sql = format!("DELETE FROM {} WHERE {}", quote::table(name), owned.filter(tenant));
+    client.batch_execute(&sql).await.doing(format!("empty {name} of the tenant's rows"))
 }
 
 /// Says that the copy is complete, in the transaction that completes it.

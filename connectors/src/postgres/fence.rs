@@ -64,6 +64,8 @@ pub struct Fence {
     pub tenant: TenantId,
     /// The end.
     pub end: End,
+    /// The end where the tenant lives when the fence is made: open there, shut at the other one.
+    pub lives: End,
 }
 
 /// The control row.
@@ -99,7 +101,7 @@ impl Fence {
         Err(Error::state(self.doing("read"), why))
     }
 
-    /// Makes the control row where it is missing: open at the source, shut at the target.
+    /// Makes the control row where it is missing.
     async fn create(&self, client: &mut Client) -> Result<Row> {
         let doing = || self.doing("make");
         let tx = client.transaction().await.doing(doing())?;
@@ -109,7 +111,7 @@ impl Fence {
                    SELECT $1, $2, $3, $4, $5, coalesce(max(lock_key), 0) + 1,
                           coalesce((SELECT r.epoch FROM carveout.tenant_routes r WHERE r.tenant = $1), 1) FROM carveout.fence
                        ON CONFLICT (tenant, side) DO NOTHING";
-        let state = state(self.end == End::Source);
+        let state = state(self.end == self.lives);
         let values: [&(dyn ToSql + Sync); 5] =
             [&self.tenant.0, &self.end.name(), &self.id.to_string(), &self.owner, &state];
         tx.execute(sql, &values).await.doing(doing())?;

@@ -100,11 +100,16 @@ pub async fn unpublish(client: &Client, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Adds the tables to a publication that there is.
+/// Adds the tables to a publication that there is. Whoever has written one is waited for: all that is written later is in the log
+/// as that publication's, and a snapshot shows the rest.
 pub async fn join(client: &Client, publication: &str, tables: &[TableName]) -> Result<()> {
     let members = slot::find_publication(client, publication).await?.map(|found| found.tables).unwrap_or_default();
     for table in tables.iter().filter(|table| !members.contains(table)) {
-        let sql = format!("ALTER PUBLICATION {} ADD TABLE {}", ident(publication), qualified(table));
+        let name = qualified(table);
+        let sql = format!(
+            "LOCK TABLE {name} IN SHARE ROW EXCLUSIVE MODE; ALTER PUBLICATION {} ADD TABLE {name}",
+            ident(publication)
+        );
         at_leisure(client, &format!("publish {table}"), &sql).await?;
     }
     Ok(())

@@ -28,7 +28,7 @@ pub struct Options {
     #[command(flatten)]
     tenant: Tenant,
     /// Where the tenant goes; left out, the configuration's tenant_overrides or the move there is decide
-    #[arg(long, value_enum, value_name = "schema|database", hide_possible_values = true)]
+    #[arg(long, value_enum, value_name = "schema|database|shared", hide_possible_values = true)]
     to: Option<To>,
     /// A server of its own for this tenant: URL without a password; {tenant} may stand in host, user and database
     #[arg(long, value_name = "URL")]
@@ -48,6 +48,8 @@ enum To {
     Schema,
     /// A database of its own.
     Database,
+    /// Home to the shared database, once its move was completed.
+    Shared,
 }
 
 /// Runs the command.
@@ -60,6 +62,7 @@ pub fn run(global: &Global, options: &Options) -> Result<Exit, Failure> {
         None => json!({}),
         Some(To::Schema) => json!({"to": "schema"}),
         Some(To::Database) => json!({"to": "database"}),
+        Some(To::Shared) => json!({"to": "shared"}),
     };
     if let Some(NamedTarget { url, password_file }) = target {
         body["target"] = url.into();

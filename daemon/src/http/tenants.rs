@@ -264,7 +264,14 @@ fn wanted(body: &[u8]) -> Result<Wanted, Problem> {
         None => None,
         Some("schema") => Some(Isolation::Schema),
         Some("database") => Some(Isolation::Database),
-        Some(_) => return Err(Problem::bad_request("to", "a tenant moves to a schema or to a database", next)),
+        Some("shared") => Some(Isolation::Shared),
+        Some(_) => {
+            return Err(Problem::bad_request(
+                "to",
+                "a tenant moves to a schema or to a database, or home to shared",
+                next,
+            ));
+        }
     };
     let target = named_target(request.target.as_deref(), request.target_password_file)
         .map_err(|(object, why)| Problem::bad_request(object, why, next))?;

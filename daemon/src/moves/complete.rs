@@ -15,8 +15,8 @@ use schemas::status::{CompletionReport, Happened, Severity, TableRows};
 use schemas::{Phase, TableName};
 
 use super::cutover::not_ready;
-use super::verify::{Held, verify_and_hold};
-use super::{Context, Moving, StepError, cutover, hooks, reverse};
+use super::verify::{Held, verify, verify_and_hold};
+use super::{Context, Moving, StepError, cutover, hooks, reverse, stages};
 
 /// Rows that are deleted in one transaction.
 const BATCH_ROWS: u32 = 1_000;
@@ -53,14 +53,14 @@ pub async fn prepare(
                 return Err(not_ready(&record, "source and target are not equal", next));
             }
             let snapshot = snapshot::current(&home).await?;
-            let tables = context.tables(&record.tables).await?;
+            let tables = context.read_by(&record).await?;
             let Covered { before, shown } = Covered::under(&home, &snapshot, &tables, &record.tenant).await?;
             (completion.certificate, completion.covered, held) = (Some(report), Some((before, shown)), lane);
         }
     }
     if !keep_source {
         let source = client::connect(&context.config.source.url, "complete").await?;
-        let found = purge::obstacles(&source, &context.tables(&record.tables).await?, &record.tenant).await?;
+        let found = purge::obstacles(&source, &context.read_by(&record).await?, &record.tenant).await?;
         if let Some(finding) = found.into_iter().find(|finding| finding.severity == Severity::Error) {
             let next = format!("{}; or `carveout complete --keep-source`", finding.remedy);
             return Err(StepError::Fault(Fault::new("in_the_way", finding.object, finding.cause, next)));
@@ -71,11 +71,31 @@ pub async fn prepare(
     Ok((completion, held))
 }
 
+/// What is looked at before a tenant that came home loses what it had elsewhere.
+pub async fn prepare_return(context: &Context, moving: &Moving) -> Result<Completion, StepError> {
+    let record = moving.record();
+    let mut completion = Completion::default();
+    if record.fault.is_some() || record.paused {
+        let why = "what is written at the source does not flow on, so both sides cannot be compared";
+        return Err(not_ready(&record, why, "`carveout resume`"));
+    }
+    if context.config.tenant_strategy.migration_config.validation_enabled {
+        let report = verify(context, moving).await?;
+        if !report.equal {
+            return Err(not_ready(&record, "source and target are not equal", "`carveout verify` names the rows"));
+        }
+        completion.certificate = Some(report);
+    }
+    let hook = context.config.hooks.before_complete.as_ref();
+    hooks::run(hook, "before_complete", &record.tenant).await.map_err(StepError::Fault)?;
+    Ok(completion)
+}
+
 /// Does it; whatever was done already is not done again.
 pub(super) async fn complete(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
     reverse::discard(context, moving).await?;
     let record = moving.record();
-    let tables = context.tables(&record.tables).await?;
+    let tables = context.read_by(&record).await?;
     let keep = record.completion.as_ref().is_some_and(|completion| completion.keep_source);
     if !keep {
         let covered = covered(context, moving, &tables).await?;
@@ -83,7 +103,10 @@ pub(super) async fn complete(context: &Arc<Context>, moving: &Arc<Moving>) -> Re
     }
     look_for_leaks(context, moving, &tables, keep).await?;
     cutover::take_away(context, moving, true).await?;
-    hooks::report(context.config.hooks.after_complete.as_ref(), "after_complete", &record.tenant).await;
+    stages::leave(context, moving).await?;
+    if !record.returning {
+        hooks::report(context.config.hooks.after_complete.as_ref(), "after_complete", &record.tenant).await;
+    }
     Ok(())
 }
 

@@ -5,12 +5,13 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use connectors::postgres::apply::{SinkPlan, silence};
 use connectors::postgres::catalog::Table;
 use connectors::postgres::control::Copied;
-use connectors::postgres::copy::{CopyJob, copy_table, estimate};
+use connectors::postgres::copy::{CopyJob, copy_table, empty, estimate};
 use connectors::postgres::policy::Owned;
 use connectors::postgres::snapshot::{self, HeldSnapshot};
-use connectors::postgres::{Error, Result, catalog, client, control, provision, slot};
+use connectors::postgres::{Client, Error, Result, catalog, client, control, provision, slot};
 use futures_util::future::try_join_all;
 use schemas::config::Target;
 use schemas::record::{Fault, Published};
@@ -29,7 +30,7 @@ const TELL_AFTER: Duration = Duration::from_secs(10);
 pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Result<(), StepError> {
     let record = moving.record();
     let target = context.target(&record)?;
-    let mut tables = context.tables(&record.tables).await?;
+    let mut tables = context.read_by(&record).await?;
     require_spool(moving)?;
     let client = client::connect(&target.url, "copy").await?;
     let checkpoint = open_checkpoint(context, &client, &record).await?;
@@ -43,6 +44,9 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
     if !left.is_empty() {
         let _turn = context.copying.acquire().await.map_err(|_| StepError::Stopped)?;
         let plan = moving.sink_plan(&target, 0);
+        if record.back.is_some() {
+            empty_home(context, moving, &left).await?;
+        }
         for owned in &left {
             provision::same_shape(&client, &owned.table, &plan.target_name(&owned.table.name)).await?;
         }
@@ -85,7 +89,9 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
         try_join_all(copies).await?;
         copied = control::read_copied(&client, record.id, &record.tables).await?;
     }
-    finish_tables(context, moving, &target, &tables).await?;
+    if record.back.is_none() {
+        finish_tables(context, moving, &target, &context.tables(record.models()).await?).await?;
+    }
     // Until the stream is past this, a crash of the source could take back what a snapshot showed.
     let position = copied.values().map(|copied| copied.wal_insert_lsn).max().unwrap_or(Lsn::ZERO);
     let source = client::connect(&context.config.source.url, "copy").await?;
@@ -169,12 +175,17 @@ async fn copy_one(
     let url = &context.config.source.url;
     let from = held.join(url, &format!("copy {}", record.id)).await?;
     let mut into = client::connect(&target.url, &format!("copy {}", record.id)).await?;
+    let (plan, shared) = (moving.sink_plan(target, epoch), record.back.is_some());
+    if shared {
+        at_home(&into, &plan).await?;
+    }
     let job = CopyJob {
         id: record.id,
         epoch,
         source: &owned.table,
         filter: owned.filter(&record.tenant),
-        target: moving.sink_plan(target, epoch).target_name(&owned.table.name),
+        target: plan.target_name(&owned.table.name),
+        shared,
         snapshot: &held.snapshot,
         wal_insert_lsn: held.wal_insert_lsn,
     };
@@ -205,6 +216,27 @@ async fn copy_one(
     drop(from);
     moving.ends_copy(&owned.table.name, rows);
     Ok(())
+}
+
+/// What the tables that are left may have of the tenant at home: whoever is found by another row goes before that.
+async fn empty_home(context: &Context, moving: &Moving, left: &[&mut Owned]) -> std::result::Result<(), StepError> {
+    let record = moving.record();
+    let plan = moving.sink_plan(&context.target(&record)?, 0);
+    let names: Vec<TableName> = left.iter().map(|owned| plan.target_name(&owned.table.name)).collect();
+    let mut homes = context.home().tables(&names).await?;
+    homes.sort_by_key(|owned| std::cmp::Reverse(owned.depth()));
+    let client = client::connect(&plan.url, &format!("copy {}", record.id)).await?;
+    at_home(&client, &plan).await?;
+    for owned in &homes {
+        empty(&client, owned, &record.tenant).await?;
+    }
+    Ok(())
+}
+
+/// A session that writes the tenant's rows where others have theirs: past its fence, and nothing of theirs fires.
+async fn at_home(client: &Client, plan: &SinkPlan) -> std::result::Result<(), StepError> {
+    silence(client).await?;
+    Ok(plan.pass(client).await?)
 }
 
 /// Keys, checks and indexes, and what hangs on the tables; what is there already is left as it is.

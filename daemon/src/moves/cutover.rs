@@ -26,7 +26,7 @@ use super::{Context, Moving, StepError, driver, hooks, sequences};
 use crate::lane::LaneCommand;
 use crate::stop;
 pub use after::resolve;
-pub(super) use after::{clear_up, shut_target, take_away};
+pub(super) use after::{clear_up, fence_for_a_return, shut_target, take_away};
 use after::{finish, released};
 
 /// How long to try to put the fence around one table.
@@ -131,12 +131,13 @@ async fn sides(context: &Context, moving: &Moving) -> Result<(Side, Side), StepE
     let record = moving.record();
     let (source, target) = ends(context, &record)?;
     let own = reverse::own_tables(context, moving).await?.into_iter().map(|(_, owned)| owned).collect();
-    Ok((Side { tables: context.tables(&record.tables).await?, ..source }, Side { tables: own, ..target }))
+    Ok((Side { tables: context.read_by(&record).await?, ..source }, Side { tables: own, ..target }))
 }
 
 /// The same without the tables.
 fn ends(context: &Context, record: &MoveRecord) -> Result<(Side, Side), StepError> {
-    let fence = |end| Fence { id: record.id, owner: context.state.clone(), tenant: record.tenant.clone(), end };
+    let lives = if record.returning { End::Target } else { End::Source };
+    let fence = |end| Fence { id: record.id, owner: context.state.clone(), tenant: record.tenant.clone(), end, lives };
     let (target, url) = (context.target(record)?, context.config.source.url.clone());
     let (isolation, tables) = (if record.schema.is_some() { "schema" } else { "database" }, Vec::new());
     let source = Side {
@@ -144,8 +145,8 @@ fn ends(context: &Context, record: &MoveRecord) -> Result<(Side, Side), StepErro
         url,
         fence: fence(End::Source),
         tables: Vec::new(),
-        isolation: "shared",
-        schema: None,
+        isolation: record.home(),
+        schema: record.from.as_ref().map(|stage| stage.schema.clone()),
     };
     let (database, schema) = (target.database, target.schema);
     Ok((source, Side { url: target.url, fence: fence(End::Target), tables, isolation, database, schema }))
@@ -203,6 +204,12 @@ fn allowed(moving: &Moving, wish: Wish) -> Result<(), StepError> {
     match (wish, record.phase) {
         (Wish::RollBack, Phase::Following) if record.rolled_back => {
             return Err(not_ready(&record, "its writes are at the source: they were moved back", "carveout status"));
+        }
+        (_, Phase::Returning) => {
+            return Err(not_ready(&record, "its rows are still being copied home", "carveout status"));
+        }
+        (Wish::Rehearse, Phase::Moved) if record.returning => {
+            return Err(not_ready(&record, "a return cannot be rehearsed by this version", "`carveout cutover`"));
         }
         (Wish::RollBack, phase) if phase != Phase::Moved => {
             return Err(not_ready(&record, "its writes have not moved", "`carveout cutover` moves them"));
@@ -322,7 +329,7 @@ async fn forward_again(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(
         return Err(not_ready(&moving.record(), "the source does not stream", "carveout status"));
     }
 
-    let tables = context.tables(&moving.record().tables).await?;
+    let tables = context.read_by(&moving.record()).await?;
     driver::open_lane(context, moving, &tables).await
 }
 
@@ -376,7 +383,7 @@ impl<'a> Switch<'a> {
         take_away(context, moving, false).await?;
         moving.update(&context.store, |record| record.fenced = true)?;
         let next = match config.rollback_enabled {
-            true => Some(reverse::open(context, moving).await?),
+            true => Some(reverse::open(context, moving, Phase::Following).await?),
             false => None,
         };
         let (lane, from, to) = ((Arc::clone(context), Arc::clone(moving)), source, target);

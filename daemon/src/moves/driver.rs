@@ -18,7 +18,10 @@ use schemas::url::PgUrl;
 use schemas::{Lsn, Phase};
 use tokio::sync::mpsc;
 
-use super::{Context, Moving, SpoolLink, StepError, complete, copy, cutover, keys, parts, reverse, routes, sequences};
+use super::{
+    Context, Moving, SpoolLink, StepError, complete, copy, cutover, hooks, keys, parts, reverse, routes, sequences,
+    stages,
+};
 use crate::lane::{Lane, LaneEnded, LanePlan, Origin, Partitions};
 use crate::router::LaneEnd;
 use crate::spool::SpoolWriter;
@@ -94,9 +97,12 @@ async fn give_up(context: &Context, moving: &Moving, error: StepError) {
         error => (Fault::new("step_failed", record.id.to_string(), error.to_string(), next), None, false),
     };
     // What a lane says is about a target that is made for it; a lane back writes to the source.
-    let fault = match &record.back {
-        None => fault,
-        Some(_) => Fault {
+    let fault = match (&record.back, record.returning) {
+        (None, _) => fault,
+        (Some(_), true) => {
+            Fault { next: "mend it at the source, then `carveout resume`; or `carveout cancel`".to_owned(), ..fault }
+        }
+        (Some(_), false) => Fault {
             next: "mend it at the source, then `carveout resume` (`--skip` leaves the transaction out); \
                    `carveout complete --keep-source` ends the move without a way back"
                 .to_owned(),
@@ -129,7 +135,7 @@ async fn step(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<bool, Step
         Phase::Copying => {
             if moving.spool().is_none() {
                 let record = moving.record();
-                let tables = unless_stopped(moving, context.tables(&record.tables)).await?;
+                let tables = unless_stopped(moving, context.read_by(&record)).await?;
                 open_lane(context, moving, &tables).await?;
             }
             unless_stopped(moving, copy::copy(context, moving)).await?;
@@ -138,17 +144,33 @@ async fn step(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<bool, Step
         }
         Phase::Cancelling => {
             unless_stopped(moving, drop_target(context, moving)).await?;
+            let record = moving.record();
+            let completes = record.returning && record.completion.is_some();
+            if completes {
+                hooks::report(context.config.hooks.after_complete.as_ref(), "after_complete", &record.tenant).await;
+            }
             moving.advance(store, Event::Dropped)?;
+            if completes {
+                complete::tell(moving);
+            }
         }
         Phase::Following => return follow_until_stopped(context, moving).await.map(|()| false),
         Phase::CuttingOver | Phase::RollingBack => {
             unless_stopped(moving, cutover::resolve(context, moving)).await?;
         }
         Phase::Moved => return live_in_the_target(context, moving).await.map(|()| false),
+        Phase::Returning => {
+            reverse::come_home(context, moving).await?;
+            moving.advance(store, Event::Returned)?;
+        }
         Phase::Completing => {
             unless_stopped(moving, complete::complete(context, moving)).await?;
-            moving.advance(store, Event::Cleared)?;
-            complete::tell(moving);
+            let returning = moving.record().returning;
+            moving.advance_with(store, Event::Cleared, |record| record.returning = false)?;
+            // A return that was given up completes nothing.
+            if !returning {
+                complete::tell(moving);
+            }
         }
         Phase::NeedsCopy | Phase::Cancelled | Phase::Completed => return Ok(false),
     }
@@ -185,7 +207,8 @@ async fn follow_until_stopped(context: &Arc<Context>, moving: &Arc<Moving>) -> R
 async fn provision(context: &Context, moving: &Moving) -> Result<(), StepError> {
     let record = moving.record();
     let target = context.target(&record)?;
-    let tables = context.tables(&record.tables).await?;
+    stages::publish(context, moving).await?;
+    let tables = context.tables(record.models()).await?;
     fits(context, &target, &tables).await?;
     if let Some(admin) = &target.admin_url {
         make_database(context, moving, admin, &target).await?;
@@ -391,6 +414,7 @@ async fn follow(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), Step
 async fn drop_target(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
     cutover::take_away(context, moving, true).await?;
     close_lane(context, moving).await?;
+    stages::unpublish(context, moving).await?;
     let record = moving.record();
     let target = context.target(&record)?;
     if let (Isolation::Database, Some(admin)) = (record.to, &target.admin_url) {

@@ -44,7 +44,7 @@ async fn try_validate(context: &Context, moving: &Moving) -> Result<(), StepErro
     let sealed = link.state.sealed.borrow().end;
     caught_up(&link.state, sealed).await;
     let _turn = context.catalogs.acquire().await.map_err(|_| StepError::Stopped)?;
-    let tables = context.tables(&record.tables).await?;
+    let tables = context.tables(record.models()).await?;
     let tables: Vec<&Table> = tables.iter().map(|owned| &owned.table).collect();
     let (source, place) = (client::connect(&context.config.source.url, "validate").await?, moving.place());
     let keys = keys::read(&source, &place, &tables).await?;
@@ -91,7 +91,7 @@ pub(super) async fn explain(context: &Context, moving: &Moving, fault: Fault) ->
 
 async fn differing_types(context: &Context, moving: &Moving) -> Result<Vec<(String, String)>, StepError> {
     let record = moving.record();
-    let tables = context.tables(&record.tables).await?;
+    let tables = context.tables(record.models()).await?;
     let tables: Vec<&Table> = tables.iter().map(|owned| &owned.table).collect();
     let source = client::connect(&context.config.source.url, "compare").await?;
     let target = client::connect(&context.target(&record)?.url, "compare").await?;

@@ -106,7 +106,13 @@ impl Moving {
         let record = self.record();
         let fault = record.fault.clone().or(back);
         let mut rows = phases(&record, rows_copied, fault.as_ref());
-        rows.extend(tables(&record, &lock(&self.copies), fault.as_ref()));
+        match self.way_back().filter(|_| record.phase == Phase::Returning) {
+            Some(reverse) => {
+                let lane = reverse.moving.record();
+                rows.extend(tables(&lane, &lock(&reverse.moving.copies), fault.as_ref()));
+            }
+            None => rows.extend(tables(&record, &lock(&self.copies), fault.as_ref())),
+        }
         rows
     }
 }
@@ -184,7 +190,7 @@ fn tables(record: &MoveRecord, copies: &BTreeMap<TableName, TableCopy>, fault: O
     };
     let all = |status| record.tables.iter().map(|table| row(table, status, None)).collect();
     match record.phase {
-        Phase::Planned | Phase::Provisioning => Vec::new(),
+        Phase::Planned | Phase::Provisioning | Phase::Returning => Vec::new(),
         Phase::Copying | Phase::NeedsCopy => {
             let known = copies.iter().map(|(table, copy)| match (copy.status, standing(record, fault)) {
                 (Status::Running, status @ Status::Failed) => row(table, status, fault.map(said)),

@@ -9,14 +9,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use connectors::postgres::policy::{self, Owned, Path};
-use connectors::postgres::{Error, catalog, client, control, reverse, slot};
+use connectors::postgres::{Client, Error, catalog, client, control, reverse, slot};
+use schemas::config::NullTenant;
 use schemas::record::{Back, Fault, MoveRecord, Published};
 use schemas::{MoveId, Phase, TableName};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 
-use super::{Context, Moving, SpoolLink, StepError, drive, driver};
+use super::{Context, Moving, SpoolLink, StepError, cutover, drive, driver};
 use crate::lanes;
 use crate::pipeline;
 use crate::router::Broken;
@@ -44,13 +45,31 @@ pub async fn own_tables(context: &Context, moving: &Moving) -> Result<Vec<(Table
     let target = context.target(&record)?;
     let plan = moving.sink_plan(&target, 0);
     let client = client::connect(&target.url, "plan").await?;
-    let tenants = context.tables(&record.tables).await?;
+    let tenants = context.read_by(&record).await?;
     let tenants = tenants.into_iter().filter(|owned| !matches!(owned.path, Path::Reference));
-    let names: Vec<_> = tenants.map(|owned| (plan.target_name(&owned.table.name), owned)).collect();
+    let (mut homes, mut names) = (Vec::new(), Vec::new());
+    for owned in tenants {
+        let column = match owned.path {
+            Path::Key { column, .. } => Some(column),
+            Path::Whole(column) => column,
+            _ => None,
+        };
+        names.push((plan.target_name(&owned.table.name), column));
+        homes.push(owned.table.name);
+    }
+    Ok(homes.into_iter().zip(whole(&client, names).await?).collect())
+}
+
+/// Tables of which every row is the tenant's, each with the column that names it, where one does.
+pub(super) async fn whole(
+    client: &Client,
+    names: impl IntoIterator<Item = (TableName, Option<String>)>,
+) -> Result<Vec<Owned>, StepError> {
+    let names: Vec<_> = names.into_iter().collect();
     let schemas: Vec<String> = names.iter().map(|(name, _)| name.schema.clone()).collect();
-    let mut found = catalog::tables_in(&client, &schemas).await?;
+    let mut found = catalog::tables_in(client, &schemas).await?;
     let mut own = Vec::new();
-    for (name, home) in names {
+    for (name, column) in names {
         let Some(at) = found.iter().position(|table| table.name == name) else {
             let next = "`carveout verify` compares both sides";
             return Err(StepError::Fault(Fault::new(
@@ -60,23 +79,19 @@ pub async fn own_tables(context: &Context, moving: &Moving) -> Result<Vec<(Table
                 next,
             )));
         };
-        let table = found.swap_remove(at);
-        let column = match home.path {
-            Path::Key { column, .. } => Some(column),
-            _ => None,
-        };
-        let whole = Owned { table, path: Path::Whole(column), null_tenant: home.null_tenant, referenced: Vec::new() };
-        own.push((home.table.name, whole));
+        let (table, null_tenant) = (found.swap_remove(at), NullTenant::NotMoving);
+        own.push(Owned { table, path: Path::Whole(column), null_tenant, referenced: Vec::new() });
     }
     Ok(own)
 }
 
-/// Prepares the target's database, and opens the lane: from here on what is written there is spooled.
-pub async fn open(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<Arc<Reverse>, StepError> {
+/// Prepares the target's database, and opens the lane: from here on what is written there is spooled. Its rows are copied
+/// first, or both sides hold the same.
+pub async fn open(context: &Arc<Context>, moving: &Arc<Moving>, phase: Phase) -> Result<Arc<Reverse>, StepError> {
     let record = moving.record();
     let own = own_tables(context, moving).await?;
     let (homes, tables): (Vec<TableName>, Vec<Owned>) = own.into_iter().unzip();
-    let back = planned(context, &record, homes, &tables)?;
+    let back = MoveRecord { phase, ..planned(context, &record, homes, &tables)? };
     let id = back.id;
     moving.update(&context.store, |record| record.reverse = Some(id))?;
     context.store.put_move(&back)?;
@@ -136,7 +151,12 @@ fn planned(
         stopped_at: None,
         paused: false,
         skipped: Vec::new(),
+        fresh_xid: 0,
+        rows_total: 0,
+        rows_copied: 0,
         verified_at: None,
+        rolled_back: false,
+
         reverse: None,
         back: Some(Back { of: record.id, homes, slot }),
         ..record.clone()
@@ -194,6 +214,46 @@ pub async fn resume(context: &Arc<Context>, id: MoveId, link: Option<SpoolLink>)
     let span = tracing::info_span!("reverse", %id);
     tokio::spawn(watch_target(Arc::downgrade(&reverse), broken, stop.subscribe()).instrument(span));
     Ok(reverse)
+}
+
+/// The tenant comes home: what it has in the target is copied, what is written there meanwhile follows, until the lane back is
+/// in step with it.
+pub(super) async fn come_home(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
+    cutover::fence_for_a_return(context, moving).await?;
+    let record = moving.record();
+    // What it publishes is stored last before the lane is opened.
+    let opened = |back: &MoveRecord| Some(back.id) == record.reverse && !back.published.tables.is_empty();
+    let opened = context.store.moves()?.into_iter().find(opened);
+    let reverse = match (moving.reverse(), opened) {
+        (Some(reverse), _) if reverse.moving.record().phase != Phase::NeedsCopy => reverse,
+        (None, Some(back)) => resume(context, back.id, None).await?,
+        // Half made, or of no use any more.
+        _ => {
+            discard(context, moving).await?;
+            open(context, moving, Phase::Copying).await?
+        }
+    };
+    moving.set_reverse(Some(Arc::clone(&reverse)));
+    let back = reverse.moving.record();
+    if back.phase == Phase::Copying {
+        let mut source = client::connect(&context.config.source.url, "return").await?;
+        control::create_checkpoint(&mut source, back.id, &back.tenant, &reverse.context.origin()).await?;
+    }
+    reverse.start();
+    let mut phase = reverse.moving.watch_phase();
+    let stop = moving.stop.subscribe();
+    let stands = |(phase, fault): &(Phase, bool)| *phase != Phase::Copying || *fault;
+    tokio::select! {
+        () = async { drop(phase.wait_for(stands).await) } => {}
+        () = stop::told(&stop) => {
+            reverse.hold().await;
+            return Err(StepError::Stopped);
+        }
+    }
+    match reverse.moving.record().fault {
+        Some(fault) => Err(StepError::Fault(fault)),
+        None => Ok(()),
+    }
 }
 
 /// The routes of a lane back: whoever has a table of its target gets all of it.
@@ -296,7 +356,12 @@ impl Reverse {
 
     /// The lane's continuity is lost: there is no way back any more.
     pub fn broken(&self, fault: Fault) {
-        let next = "`carveout verify` says what the source lacks; `carveout complete` ends the move without a way back";
+        let next = match self.moving.record().returning {
+            true => "`carveout resume` copies the tenant home again",
+            false => {
+                "`carveout verify` says what the source lacks; `carveout complete` ends the move without a way back"
+            }
+        };
         let fault = Fault { next: next.to_owned(), ..fault };
         match self.moving.break_off(&self.context.store, fault) {
             Ok(_) => {

@@ -25,11 +25,17 @@ pub(super) struct Sides {
 }
 
 pub(super) async fn sides(context: &Context, moving: &Moving) -> Result<Sides, StepError> {
-    let target = context.target(&moving.record())?;
+    let record = moving.record();
+    let target = context.target(&record)?;
     let home = client::connect(&context.config.source.url, "sequences").await?;
     let guest = client::connect(&target.url, "sequences").await?;
-    let tables: Vec<(TableName, TableName)> =
-        reverse::own_tables(context, moving).await?.into_iter().map(|(home, own)| (home, own.table.name)).collect();
+    // A tenant that goes on from a schema gets what is reserved for it among all tenants.
+    let shared = |name: TableName| {
+        let place = record.tables.iter().position(|table| *table == name);
+        place.map_or(name, |place| record.models()[place].clone())
+    };
+    let own = reverse::own_tables(context, moving).await?.into_iter();
+    let tables: Vec<(TableName, TableName)> = own.map(|(home, own)| (shared(home), own.table.name)).collect();
     let (homes, guests): (Vec<TableName>, Vec<TableName>) = tables.iter().cloned().unzip();
     let of_home = sequences::of_tables(&home, &homes).await?;
     let of_guest = sequences::of_tables(&guest, &guests).await?;
@@ -70,6 +76,10 @@ pub(super) async fn keep_filled(context: &Context, moving: &Moving) {
 async fn fill(context: &Context, moving: &Moving, sides: &mut Sides) -> Result<(), StepError> {
     for pair in &sides.pairs {
         let given = given(moving, pair);
+        if given.is_empty() {
+            // A tenant that was away has drawn by itself.
+            sequences::hand_back(&mut sides.home, &sides.guest, pair, &given, PATIENCE).await?;
+        }
         if let Some(block) = given.last() {
             let used = sequences::used(&sides.guest, &pair.guest, *block).await?;
             let size = (i128::from(block.last) - i128::from(block.first)) / i128::from(pair.home.increment) + 1;

@@ -154,7 +154,7 @@ pub(super) async fn tables(context: &Context, moving: &Moving, target: &Target) 
     };
     let plan = moving.sink_plan(target, 0);
     let mut compared = Vec::new();
-    for owned in context.home().tables(homes).await? {
+    for owned in context.at_home(&record).await? {
         let (name, filter) = (owned.table.name.clone(), owned.filter(&record.tenant));
         let place = homes.iter().position(|home| *home == name);
         let (source, target) = match (here, place) {

@@ -16,6 +16,7 @@ use schemas::tenant::KeyType;
 use schemas::url::{BadUrl, PgUrl};
 use schemas::{Phase, TenantId};
 
+use super::returning::meant;
 use super::{Entry, Refusal, RefusalKind, Supervisor};
 use crate::clock;
 use crate::moves::complete;
@@ -72,6 +73,10 @@ impl Supervisor {
         let planned = (published, fresh_xid);
         let active = self.find(&tenant.0).filter(|entry| entry.moving.record().phase != Phase::Cancelled);
         match active {
+            Some(entry) if wanted.to == Some(Isolation::Shared) => self.return_home(&entry, planned).await?,
+            Some(entry) if self.goes_on(&entry.moving.record(), &wanted) => {
+                self.next_stage(&entry.moving.record(), wanted).await?;
+            }
             Some(entry) => self.resume_move(&entry, &wanted, &tables, planned).await?,
             None => self.new_move(&tenant, wanted, &tables, planned).await?,
         }
@@ -113,8 +118,11 @@ impl Supervisor {
         }
         let back = entry.moving.way_back().map(|reverse| reverse.moving.record());
         if back.as_ref().is_some_and(|back| back.phase == Phase::NeedsCopy) {
-            let next = "`carveout complete` ends the move without a way back";
-            return Err(no("reverse", &record.id.to_string(), "the lane back has lost changes for good", next));
+            if !record.returning {
+                let next = "`carveout complete` ends the move without a way back";
+                return Err(no("reverse", &record.id.to_string(), "the lane back has lost changes for good", next));
+            }
+            entry.moving.advance(&self.context.store, Event::Return)?;
         }
         let stands = record.fault.is_some() || back.is_some_and(|back| back.fault.is_some());
         if !stands && record.phase != Phase::NeedsCopy && !record.paused {
@@ -140,8 +148,11 @@ impl Supervisor {
                 // The new copy holds them.
                 record.skipped.clear();
                 (record.phase, record.copy_again, record.verified_at) = (phase, true, None);
-                (record.tables, record.paths) = (policy::names(tables), policy::paths(tables));
-                (record.published, record.fresh_xid) = (published, fresh_xid);
+                // What is read of a schema of the tenant's own is looked at when it is published.
+                if record.from.is_none() {
+                    (record.tables, record.paths) = (policy::names(tables), policy::paths(tables));
+                    (record.published, record.fresh_xid) = (published, fresh_xid);
+                }
             }
         })?;
         self.spawn_driver(entry);
@@ -155,8 +166,18 @@ impl Supervisor {
         tables: &[Owned],
         (published, fresh_xid): (Published, u64),
     ) -> Result<(), Refusal> {
+        let record = self.planned(tenant, wanted, tables)?;
+        self.begin_move(MoveRecord { published, fresh_xid, ..record })
+    }
+
+    /// The record of a new move.
+    pub(super) fn planned(&self, tenant: &TenantId, wanted: Wanted, tables: &[Owned]) -> Result<MoveRecord, Refusal> {
         let declared =
             || self.context.config.overrides().find(|(name, ..)| *name == tenant.0).map(|(_, isolation, _)| isolation);
+        if wanted.to == Some(Isolation::Shared) {
+            let message = "the tenant lives in the shared database";
+            return Err(no("target", &tenant.0, message, "`carveout status` lists those that do not"));
+        }
         let to = wanted.to.or_else(declared).filter(|to| *to != Isolation::Shared);
         let Some(to) = to else {
             return Err(Refusal {
@@ -172,7 +193,7 @@ impl Supervisor {
         if to == Isolation::Schema {
             one_name_each(tables)?;
         }
-        let mut record = MoveRecord {
+        Ok(MoveRecord {
             id: self.context.store.next_move()?,
             tenant: tenant.clone(),
             to,
@@ -186,8 +207,8 @@ impl Supervisor {
             skipped: Vec::new(),
             tables: policy::names(tables),
             paths: policy::paths(tables),
-            published,
-            fresh_xid,
+            published: Published::default(),
+            fresh_xid: 0,
             made_database: false,
             copy_again: false,
             rows_total: 0,
@@ -196,17 +217,26 @@ impl Supervisor {
             fenced: false,
             epoch: 0,
             rolled_back: false,
+            returning: false,
+            from: None,
+            after: None,
+
             reverse: None,
             back: None,
             blocks: Vec::new(),
             history: Vec::new(),
             completion: None,
-        };
+        })
+    }
+
+    /// Begins what is planned.
+    pub(super) fn begin_move(&self, mut record: MoveRecord) -> Result<(), Refusal> {
         record.enter(clock::unix_micros());
         self.context.store.put_move(&record)?;
         let moving = Moving::new(record.clone(), self.context.events.clone());
         moving.tell("phase", Detail { phase: Some(record.stage()), ..Detail::default() });
         let entry = Entry { moving: Arc::new(moving), driver: Arc::new(Mutex::new(None)) };
+        entry.moving.set_earlier(self.entry(record.after).map(|earlier| earlier.moving));
         self.lock().insert(record.id, entry.clone());
         self.spawn_driver(&entry);
         Ok(())
@@ -323,7 +353,8 @@ impl Supervisor {
         let supervisor = Arc::clone(self);
         let report = tokio::spawn(async move {
             let before = entry.moving.record().phase;
-            let report = cut_over(&supervisor.context, &entry.moving, wish, max_pause).await.map_err(Refusal::from);
+            let meant = meant(wish, &entry.moving.record());
+            let report = cut_over(&supervisor.context, &entry.moving, meant, max_pause).await.map_err(Refusal::from);
             let told = report.as_ref().map_or_else(refused, cut);
             entry.moving.tell(wish.word(), told);
             let _one = supervisor.commands.lock().await;
@@ -349,7 +380,15 @@ impl Supervisor {
     /// Ends the move: the tenant stays in its target, and its rows at the source go. Asked again, it tells the same.
     pub async fn complete(self: &Arc<Self>, tenant: &str, keep_source: bool) -> Result<CompletionReport, Refusal> {
         let entry = self.find(tenant).ok_or_else(|| not_found(tenant))?;
-        if entry.moving.record().phase == Phase::Moved {
+        let record = entry.moving.record();
+        if record.returning && matches!(record.phase, Phase::Following | Phase::Cancelling | Phase::Cancelled) {
+            return self.complete_return(&entry, keep_source).await;
+        }
+        if record.returning && matches!(record.phase, Phase::Returning | Phase::Moved) {
+            let next = "`carveout cutover` moves its writes, `carveout cancel` gives the return up";
+            return Err(no("phase", &record.id.to_string(), "the tenant is on its way home", next));
+        }
+        if record.phase == Phase::Moved {
             let completion = complete::prepare(&self.context, &entry.moving, keep_source).await;
             let (completion, _held) = completion
                 .map_err(Refusal::from)
@@ -378,12 +417,7 @@ impl Supervisor {
             let message = format!("the move is {}: its writes are not in the target", phase.shown(None, false));
             return Err(no("phase", &entry.moving.record().id.to_string(), &message, "`carveout cutover` moves them"));
         }
-        let mut phase = entry.moving.watch_phase();
-        let ended = phase.wait_for(|(phase, fault)| *phase == Phase::Completed || *fault).await;
-        drop(ended);
-        if let Some(fault) = entry.moving.record().fault {
-            return Err(Refusal { kind: RefusalKind::Conflict, fault });
-        }
+        entry.ended(Phase::Completed).await?;
         Ok(complete::report(&self.context, &entry.moving).await?)
     }
 
@@ -394,22 +428,26 @@ impl Supervisor {
         if entry.moving.record().phase == Phase::Cancelled {
             return self.tenant(tenant).ok_or_else(|| not_found(tenant));
         }
-        still_shared(&entry, "cancel")?;
-        Self::stop_driver(&entry).await;
-        entry.moving.update(&self.context.store, |record| {
-            if let Ok(phase) = record.phase.after(Event::Cancel) {
-                (record.fault, record.stopped_at, record.paused, record.verified_at) = (None, None, false, None);
-                record.phase = phase;
-            }
-        })?;
-        self.spawn_driver(&entry);
+        let record = entry.moving.record();
+        let end = if record.returning && matches!(record.phase, Phase::Returning | Phase::Moved) {
+            self.stay_away(&entry).await?;
+            Phase::Completed
+        } else {
+            still_shared(&entry, "cancel")?;
+            Self::stop_driver(&entry).await;
+            entry.moving.update(&self.context.store, |record| {
+                if let Ok(phase) = record.phase.after(Event::Cancel) {
+                    (record.fault, record.stopped_at, record.paused, record.verified_at) = (None, None, false, None);
+                    record.phase = phase;
+                }
+            })?;
+            self.spawn_driver(&entry);
+            Phase::Cancelled
+        };
         drop(one);
         // A target that is away is waited for in the background.
-        let mut phase = entry.moving.watch_phase();
-        let ended = phase.wait_for(|(phase, fault)| *phase == Phase::Cancelled || *fault);
-        drop(tokio::time::timeout(CANCEL_PATIENCE, ended).await);
-        if let Some(fault) = entry.moving.record().fault {
-            return Err(Refusal { kind: RefusalKind::Conflict, fault });
+        if let Ok(ended) = tokio::time::timeout(CANCEL_PATIENCE, entry.ended(end)).await {
+            ended?;
         }
         self.tenant(tenant).ok_or_else(|| not_found(tenant))
     }

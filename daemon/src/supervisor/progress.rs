@@ -65,7 +65,9 @@ impl Supervisor {
                 copies: entry.moving.known_copies(),
             };
             let before = written.moves.get(&record.id);
-            if before.is_some_and(|(was, _)| *was == stand && record.phase != Phase::Copying) {
+            if before
+                .is_some_and(|(was, _)| *was == stand && !matches!(record.phase, Phase::Copying | Phase::Returning))
+            {
                 continue;
             }
             let rows = entry.moving.progress();

@@ -1,5 +1,6 @@
 //! What the daemon shows of itself.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
 use schemas::config::Isolation;
@@ -28,9 +29,7 @@ impl Supervisor {
             retained_bytes: progress.retained_bytes,
             fault: progress.fault.clone(),
         };
-        let entries: Vec<Entry> = self.lock().values().cloned().collect();
-        let shown = entries.iter().filter(|entry| entry.moving.record().phase != Phase::Cancelled);
-        let tenants = shown.map(|entry| tenant_status(&self.context, &entry.moving, &progress)).collect();
+        let tenants = self.shown().iter().map(|entry| tenant_status(&self.context, &entry.moving, &progress)).collect();
         Status { version: env!("CARGO_PKG_VERSION").to_owned(), source, tenants }
     }
 
@@ -46,10 +45,21 @@ impl Supervisor {
 
     /// `GET /metrics`.
     pub fn metrics(&self) -> Result<String, std::fmt::Error> {
-        let entries: Vec<Entry> = self.lock().values().cloned().collect();
-        let active = entries.iter().filter(|entry| entry.moving.record().phase != Phase::Cancelled);
-        let numbers: Vec<_> = active.map(|entry| entry.moving.numbers()).collect();
+        let numbers: Vec<_> = self.shown().iter().map(|entry| entry.moving.numbers()).collect();
         self.context.metrics.text(&self.status(), &numbers)
+    }
+
+    /// Of each tenant the newest move that was not cancelled: it may have gone on from an earlier one.
+    fn shown(&self) -> Vec<Entry> {
+        let moves = self.lock();
+        let mut tenants = HashSet::new();
+        let newest = moves.values().rev().filter(|entry| {
+            let record = entry.moving.record();
+            record.phase != Phase::Cancelled && tenants.insert(record.tenant)
+        });
+        let mut shown: Vec<Entry> = newest.cloned().collect();
+        shown.reverse();
+        shown
     }
 
     /// One tenant's move; a cancelled one only when there is no other.
@@ -103,7 +113,8 @@ fn tenant_status(context: &Context, moving: &Moving, progress: &Progress) -> Ten
     let unread = progress.behind_since.map(age);
     let lag_seconds = following.then(|| waiting.unwrap_or(0.0).max(unread.unwrap_or(0.0)));
     let mut blocked_by: Vec<String> = Vec::new();
-    blocked_by.extend((record.phase != Phase::Following).then(|| not_following(record.phase).to_owned()));
+    let in_step = if record.returning { Phase::Moved } else { Phase::Following };
+    blocked_by.extend((record.phase != in_step).then(|| not_following(&record).to_owned()));
     blocked_by.extend(lag_seconds.filter(|lag| *lag >= CAUGHT_UP_SECONDS).map(|_| "it is not caught up".to_owned()));
     blocked_by.extend(progress.fault.as_ref().map(|fault| fault.message.clone()));
     blocked_by.extend(record.fault.as_ref().map(|fault| fault.message.clone()));
@@ -112,23 +123,26 @@ fn tenant_status(context: &Context, moving: &Moving, progress: &Progress) -> Ten
     blocked_by.extend(record.unproved_skip().map(unproved));
     let waiting_for = moving.meter.trouble().or(lane.meter.trouble());
     blocked_by.extend(waiting_for.clone());
-    let to = if record.to == Isolation::Database { "database" } else { "schema" };
+    let own = if record.to == Isolation::Database { "database" } else { "schema" };
+    let (to, target) = bound_for(context, &record, own);
+    // Of a tenant that comes home, the rows that are copied are the lane's.
+    let copying = if record.returning { lane } else { moving };
     let fault_back = reverse.as_ref().and_then(|reverse| reverse.moving.record().fault);
     let copies = record.phase == Phase::Copying && !record.paused && record.fault.is_none();
     let throttled_by = context.gate.reason().filter(|_| copies);
     let warnings = kept_too_long(context, &record, now).into_iter().collect();
     TenantStatus {
         server: record.server.as_ref().map(OwnServer::to_string),
-        target: record.schema.clone().unwrap_or_else(|| record.database.clone()),
+        target,
         phase: match moving.rehearsing.load(Ordering::Relaxed) {
             true => "rehearsing",
             false => record.word(lag_seconds, lane.verifying.load(Ordering::Relaxed)),
         }
         .to_owned(),
-        isolation: if record.phase.lives_in_target() { to } else { "shared" }.to_owned(),
+        isolation: if record.phase.lives_in_target() { own } else { record.home() }.to_owned(),
         to: to.to_owned(),
-        rows_copied: moving.rows_copied.load(Ordering::Relaxed),
-        rows_total: record.rows_total,
+        rows_copied: copying.rows_copied.load(Ordering::Relaxed),
+        rows_total: copying.record().rows_total,
         received_lsn: progress.received,
         // Before the copy is complete the tenant has no position.
         lag_bytes: if following { behind(progress.wal_end, applied_lsn) } else { 0 },
@@ -152,12 +166,21 @@ fn tenant_status(context: &Context, moving: &Moving, progress: &Progress) -> Ten
     }
 }
 
+/// Where the tenant goes: the kind, and the name.
+fn bound_for(context: &Context, record: &MoveRecord, own: &'static str) -> (&'static str, String) {
+    match record.returning {
+        true => ("shared", context.config.source.url.database().unwrap_or_default().to_owned()),
+        false => (own, record.schema.clone().unwrap_or_else(|| record.database.clone())),
+    }
+}
+
 /// A lag under this counts as caught up.
 const CAUGHT_UP_SECONDS: f64 = 1.0;
 
 /// Why the writes cannot be moved in this phase.
-fn not_following(phase: Phase) -> &'static str {
-    match phase {
+fn not_following(record: &MoveRecord) -> &'static str {
+    match record.phase {
+        Phase::Following => "its writes are at home already",
         Phase::Moved => "its writes are in the target already",
         Phase::CuttingOver | Phase::RollingBack => "its writes are being moved",
         _ => "it is not in step with the source",
@@ -167,7 +190,7 @@ fn not_following(phase: Phase) -> &'static str {
 /// The way back costs, and nobody has said how the move ends.
 fn kept_too_long(context: &Context, record: &MoveRecord, now: i64) -> Option<String> {
     let meant = &context.config.tenant_strategy.migration_config.dual_write_duration;
-    let since = record.history.last().filter(|_| record.phase == Phase::Moved)?.at;
+    let since = record.history.last().filter(|_| record.phase == Phase::Moved && !record.returning)?.at;
     let kept = std::time::Duration::from_micros((now - since).max(0).unsigned_abs());
     (kept > meant.0).then(|| {
         format!("the way back has been kept for longer than dual_write_duration ({meant}): `carveout complete` ends it")

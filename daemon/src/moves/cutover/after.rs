@@ -116,6 +116,18 @@ pub(in crate::moves) async fn take_away(
     Ok(())
 }
 
+/// A tenant that comes home: nobody else writes for it there, and what is written where it lives is its own.
+pub(super) async fn fence_for_a_return(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
+    moving.update(&context.store, |record| record.fenced = true)?;
+    let (source, target) = sides(context, moving).await?;
+    for side in [source, target] {
+        let mut client = client::connect(&side.url, &format!("fence {}", moving.record().id)).await?;
+        control::setup(&mut client).await?;
+        fence::install(&mut client, &side.fence, &side.tables, FENCE_PATIENCE).await?;
+    }
+    Ok(())
+}
+
 /// The tenant has been in the target, which is made anew: it must not be written there.
 pub(in crate::moves) async fn shut_target(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
     let record = moving.record();
