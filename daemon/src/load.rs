@@ -14,7 +14,6 @@ pub const EVERY: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What every copy waits at.
-#[derive(Default)]
 pub struct Gate {
     limits: SourceLimits,
     /// Why copies stand still; `None` lets them pass.

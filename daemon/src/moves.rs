@@ -69,15 +69,15 @@ pub struct Context {
     /// Connections to targets, for lanes and copies.
     pub target_connections: Arc<Semaphore>,
     /// Moves that hold a snapshot at the same time.
-    pub copying: Semaphore,
+    pub copying: Arc<Semaphore>,
     /// Tables that are copied at the same time.
-    pub copy_tables: Semaphore,
+    pub copy_tables: Arc<Semaphore>,
     /// Lanes that ask the source's catalogs at the same time, [`CATALOG_READERS`] at most.
     pub catalogs: Semaphore,
     /// `limits.copy_rows_per_second`.
-    pub throttle: Throttle,
+    pub throttle: Arc<Throttle>,
     /// `limits.source`.
-    pub gate: Gate,
+    pub gate: Arc<Gate>,
     /// What the source publishes of the moves' tables, and how often that has been looked at.
     pub published: watch::Sender<(u64, Published)>,
     /// What is measured.
@@ -111,11 +111,11 @@ impl Context {
             store: self.store.clone(),
             state: self.state.clone(),
             target_connections: Arc::clone(&self.target_connections),
-            copying: Semaphore::new(1),
-            copy_tables: Semaphore::new(1),
+            copying: Arc::clone(&self.copying),
+            copy_tables: Arc::clone(&self.copy_tables),
             catalogs: Semaphore::new(CATALOG_READERS),
-            throttle: Throttle::new(config.limits.copy_rows_per_second.into()),
-            gate: Gate::default(),
+            throttle: Arc::clone(&self.throttle),
+            gate: Arc::clone(&self.gate),
             published: watch::Sender::new((0, Published::default())),
             metrics: Arc::clone(&self.metrics),
             events: self.events.clone(),

@@ -121,12 +121,12 @@ impl Supervisor {
         let limits = &config.limits;
         let context = Context {
             target_connections: Arc::new(Semaphore::new(limits.target_connections as usize)),
-            copying: Semaphore::new(limits.copy_parallel as usize),
-            copy_tables: Semaphore::new(limits.copy_parallel as usize),
-            gate: Gate::new(limits.source.clone()),
+            copying: Arc::new(Semaphore::new(limits.copy_parallel as usize)),
+            copy_tables: Arc::new(Semaphore::new(limits.copy_parallel as usize)),
+            gate: Arc::new(Gate::new(limits.source.clone())),
             published: tokio::sync::watch::Sender::new((0, Published::default())),
             catalogs: Semaphore::new(moves::CATALOG_READERS),
-            throttle: Throttle::new(limits.copy_rows_per_second.into()),
+            throttle: Arc::new(Throttle::new(limits.copy_rows_per_second.into())),
             metrics: Arc::new(Metrics::new(config.metrics.per_tenant)),
             events: Events::default(),
             home: None,
@@ -261,7 +261,7 @@ impl Supervisor {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while !*self.stop.borrow() {
             tick.tick().await;
-            let copying = |entry: &Entry| entry.moving.record().phase == schemas::Phase::Copying;
+            let copying = |entry: &Entry| matches!(entry.moving.record().phase, Phase::Copying | Phase::Returning);
             let any = self.lock().values().any(copying);
             if any {
                 self.context.gate.measure(&mut connection, &self.context.config).await;
@@ -357,8 +357,13 @@ async fn see_tables(config: &Config, store: &Store, owned: &[Owned]) -> anyhow::
 
 /// A move goes on by the key columns it was planned with, or not at all: its rows are in the target by those.
 fn same_keys(records: &[MoveRecord], owned: &[Owned]) -> Result<(), Startup> {
-    for record in records.iter().filter(|record| record.phase.has_lane()) {
-        for (table, planned) in record.tables.iter().zip(&record.paths) {
+    // Whoever only deletes, or comes home, is found by them too.
+    let needs = |record: &&MoveRecord| {
+        record.phase.has_lane() || matches!(record.phase, Phase::Moved | Phase::Returning | Phase::Completing)
+    };
+    for record in records.iter().filter(needs) {
+        let paths = record.from.as_ref().map_or(&record.paths, |stage| &stage.paths);
+        for (table, planned) in record.models().iter().zip(paths) {
             let now = owned.iter().find(|owned| &owned.table.name == table).map(Owned::route);
             if let Some(now) = now.filter(|now| now != planned) {
                 return Err(Startup::Refused(format!(

@@ -171,6 +171,8 @@ pub struct Completion {
     pub deleted: Vec<(String, u64)>,
     /// Rows of the tenant that were left at the source, by table.
     pub residue: Vec<(String, u64)>,
+    /// Nothing else of it is there, and nothing of others where it lives.
+    pub empty: bool,
 }
 
 /// Values of a sequence that are the target's, those between included.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use connectors::postgres::policy::{Owned, Path};
 use connectors::postgres::progress::Status;
 use connectors::postgres::purge::{self, Covered, Purge, Work};
-use connectors::postgres::{client, fence, snapshot};
+use connectors::postgres::{Client, client, fence, snapshot};
 use schemas::event::Detail;
 use schemas::record::{Completion, Fault, MoveRecord};
 use schemas::status::{CompletionReport, Happened, Severity, TableRows};
@@ -33,6 +33,7 @@ pub async fn prepare(
     keep_source: bool,
 ) -> Result<(Completion, Option<Held>), StepError> {
     let record = moving.record();
+    may_keep(&record, keep_source)?;
     let mut completion = Completion { keep_source, ..Completion::default() };
     let mut held = None;
     if record.reverse.is_some() && moving.way_back().is_none() && !keep_source {
@@ -71,6 +72,16 @@ pub async fn prepare(
     Ok((completion, held))
 }
 
+/// What a tenant leaves that had a schema of its own cannot be kept: its move made it.
+pub fn may_keep(record: &MoveRecord, keep_source: bool) -> Result<(), StepError> {
+    match keep_source && record.from.is_some() {
+        true => {
+            Err(not_ready(record, "the schema that the tenant leaves cannot be kept", "`carveout complete` drops it"))
+        }
+        false => Ok(()),
+    }
+}
+
 /// What is looked at before a tenant that came home loses what it had elsewhere.
 pub async fn prepare_return(context: &Context, moving: &Moving) -> Result<Completion, StepError> {
     let record = moving.record();
@@ -95,13 +106,17 @@ pub async fn prepare_return(context: &Context, moving: &Moving) -> Result<Comple
 pub(super) async fn complete(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
     reverse::discard(context, moving).await?;
     let record = moving.record();
-    let tables = context.read_by(&record).await?;
-    let keep = record.completion.as_ref().is_some_and(|completion| completion.keep_source);
-    if !keep {
-        let covered = covered(context, moving, &tables).await?;
-        delete(context, moving, &tables, covered).await?;
+    let (keep, empty) = record.completion.as_ref().map_or((false, false), |done| (done.keep_source, done.empty));
+    // Behind that, what the tenant leaves may be gone.
+    if !empty {
+        let tables = context.read_by(&record).await?;
+        if !keep {
+            let covered = covered(context, moving, &tables).await?;
+            delete(context, moving, &tables, covered).await?;
+        }
+        look_for_leaks(context, moving, &tables, keep).await?;
+        moving.update(&context.store, |record| record.completion.get_or_insert_default().empty = true)?;
     }
-    look_for_leaks(context, moving, &tables, keep).await?;
     cutover::take_away(context, moving, true).await?;
     stages::leave(context, moving).await?;
     if !record.returning {
@@ -163,12 +178,8 @@ async fn look_for_leaks(context: &Context, moving: &Moving, tables: &[Owned], ke
     let target = context.target(&record)?;
     let source = client::connect(&context.config.source.url, "complete").await?;
     let there = client::connect(&target.url, "complete").await?;
-    let plan = moving.sink_plan(&target, 0);
-    let own = tables.iter().filter(|owned| !matches!(owned.path, Path::Reference));
-    let places: Vec<(Owned, TableName)> =
-        own.map(|owned| (owned.clone(), plan.target_name(&owned.table.name))).collect();
     let residue = counted(purge::residue(&source, tables, &record.tenant).await?);
-    let foreign = counted(purge::foreign_rows(&there, &places, &record.tenant).await?);
+    let foreign = foreign(context, moving, &there).await?;
     let left = residue.first().filter(|_| !keep);
     if let Some((table, rows)) = left {
         let why = format!(
@@ -184,6 +195,25 @@ async fn look_for_leaks(context: &Context, moving: &Moving, tables: &[Owned], ke
     }
     moving.update(&context.store, |record| record.completion.get_or_insert_default().residue = residue)?;
     Ok(())
+}
+
+/// Rows of others where all should be the tenant's.
+pub(super) async fn foreign(
+    context: &Context,
+    moving: &Moving,
+    there: &Client,
+) -> Result<Vec<(String, u64)>, StepError> {
+    let record = moving.record();
+    let plan = moving.sink_plan(&context.target(&record)?, 0);
+    let models = context.tables(record.models()).await?;
+    let own = models.into_iter().filter(|owned| !matches!(owned.path, Path::Reference));
+    let places: Vec<(Owned, TableName)> = own
+        .map(|owned| {
+            let name = plan.target_name(&owned.table.name);
+            (owned, name)
+        })
+        .collect();
+    Ok(counted(purge::foreign_rows(there, &places, &record.tenant).await?))
 }
 
 fn counted(found: Vec<(TableName, u64)>) -> Vec<(String, u64)> {

@@ -1,6 +1,6 @@
 //! The copy of a move: one snapshot, several tables at a time, each complete or begun again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -9,12 +9,12 @@ use connectors::postgres::apply::{SinkPlan, silence};
 use connectors::postgres::catalog::Table;
 use connectors::postgres::control::Copied;
 use connectors::postgres::copy::{CopyJob, copy_table, empty, estimate};
-use connectors::postgres::policy::Owned;
+use connectors::postgres::policy::{Owned, Path};
 use connectors::postgres::snapshot::{self, HeldSnapshot};
 use connectors::postgres::{Client, Error, Result, catalog, client, control, provision, slot};
 use futures_util::future::try_join_all;
 use schemas::config::Target;
-use schemas::record::{Fault, Published};
+use schemas::record::{Fault, MoveRecord, Published};
 use schemas::{Lsn, TableName};
 use tokio::sync::Semaphore;
 
@@ -35,7 +35,9 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
     let client = client::connect(&target.url, "copy").await?;
     let checkpoint = open_checkpoint(context, &client, &record).await?;
     let mut copied = control::read_copied(&client, record.id, &record.tables).await?;
-    let again = incomplete_trees(&tables, &copied);
+    let homes = context.at_home(&record).await?;
+    let trees = trees(&record, &homes)?;
+    let again = incomplete_trees(&trees, &copied);
     copied.retain(|table, _| !again.contains(table));
     let mut left: Vec<&mut Owned> = tables.iter_mut().filter(|owned| !copied.contains_key(&owned.table.name)).collect();
     let done: u64 = copied.values().map(|copied| copied.rows).sum();
@@ -45,7 +47,7 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
         let _turn = context.copying.acquire().await.map_err(|_| StepError::Stopped)?;
         let plan = moving.sink_plan(&target, 0);
         if record.back.is_some() {
-            empty_home(context, moving, &left).await?;
+            empty_home(context, moving, &homes, &left).await?;
         }
         for owned in &left {
             provision::same_shape(&client, &owned.table, &plan.target_name(&owned.table.name)).await?;
@@ -82,11 +84,14 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
         // One connection of the tenant's share is the one that holds the checkpoint here.
         let share = context.config.tenant_strategy.database_config.max_connections_per_tenant.saturating_sub(1).max(1);
         let share = Semaphore::new(share as usize);
-        let copies = left.iter().map(|owned| async {
+        let copy = async |owned: &Owned| {
             let _share = share.acquire().await.map_err(|_| StepError::Stopped)?;
             copy_one(context, moving, &target, (&held, &shown), owned, checkpoint.epoch).await
-        });
-        try_join_all(copies).await?;
+        };
+        for level in levels(&record, &trees) {
+            try_join_all(left.iter().filter(|owned| level.contains(&owned.table.name)).map(|owned| copy(owned)))
+                .await?;
+        }
         copied = control::read_copied(&client, record.id, &record.tables).await?;
     }
     if record.back.is_none() {
@@ -102,13 +107,46 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
     Ok(())
 }
 
+/// Where a table hangs.
+struct Hangs {
+    /// As the lane reads it.
+    table: TableName,
+    /// What it hangs on in the end.
+    root: TableName,
+    /// So many steps below.
+    depth: usize,
+}
+
+/// How the tables hang on each other where others share them.
+fn trees(record: &MoveRecord, homes: &[Owned]) -> std::result::Result<Vec<Hangs>, StepError> {
+    let names = record.back.as_ref().map_or(&record.tables, |back| &back.homes);
+    let hangs = record.tables.iter().zip(names).map(|(table, name)| {
+        let home = homes.iter().find(|owned| owned.table.name == *name);
+        let gone = || Fault::new("table_changed", name.to_string(), "it is gone or excluded", "carveout status");
+        let home = home.ok_or_else(|| StepError::Fault(gone()))?;
+        Ok(Hangs { table: table.clone(), root: home.root().clone(), depth: home.depth() })
+    });
+    hangs.collect()
+}
+
+/// Which tables may be copied at the same time, one group after the other. Rows that come home are found there by the rows that
+/// they hang on: those are there first, all of them.
+fn levels<'a>(record: &MoveRecord, trees: &'a [Hangs]) -> Vec<HashSet<&'a TableName>> {
+    let mut levels: BTreeMap<usize, HashSet<&TableName>> = BTreeMap::new();
+    for hangs in trees {
+        let level = if record.back.is_some() { hangs.depth } else { 0 };
+        levels.entry(level).or_default().insert(&hangs.table);
+    }
+    levels.into_values().collect()
+}
+
 /// Tables that refer to each other are copied under one snapshot: under two, a row of one could have its tenant
 /// in another's past. Returns the tables that must be copied again for that.
-fn incomplete_trees(tables: &[Owned], copied: &HashMap<TableName, Copied>) -> HashSet<TableName> {
+fn incomplete_trees(trees: &[Hangs], copied: &HashMap<TableName, Copied>) -> HashSet<TableName> {
     let mut again = HashSet::new();
-    for root in tables.iter().filter(|owned| owned.depth() == 0).map(|owned| &owned.table.name) {
+    for root in trees.iter().filter(|hangs| hangs.depth == 0).map(|hangs| &hangs.root) {
         let tree: Vec<&TableName> =
-            tables.iter().filter(|owned| owned.root() == root).map(|owned| &owned.table.name).collect();
+            trees.iter().filter(|hangs| hangs.root == *root).map(|hangs| &hangs.table).collect();
         let snapshots: HashSet<_> =
             tree.iter().map(|table| copied.get(*table).map(|copied| copied.snapshot.to_string())).collect();
         if snapshots.len() > 1 {
@@ -199,7 +237,7 @@ async fn copy_one(
         }
     })
     .await
-    .map_err(|error| match error.lacks_partition() {
+    .map_err(|error| match !shared && error.lacks_partition() {
         // A partition that came meanwhile: with another snapshot the target gets it too.
         true => Error::connection(format!("copy {}", owned.table.name), error),
         false => error,
@@ -219,15 +257,25 @@ async fn copy_one(
 }
 
 /// What the tables that are left may have of the tenant at home: whoever is found by another row goes before that.
-async fn empty_home(context: &Context, moving: &Moving, left: &[&mut Owned]) -> std::result::Result<(), StepError> {
+async fn empty_home(
+    context: &Context,
+    moving: &Moving,
+    homes: &[Owned],
+    left: &[&mut Owned],
+) -> std::result::Result<(), StepError> {
     let record = moving.record();
     let plan = moving.sink_plan(&context.target(&record)?, 0);
-    let names: Vec<TableName> = left.iter().map(|owned| plan.target_name(&owned.table.name)).collect();
-    let mut homes = context.home().tables(&names).await?;
+    let names: HashSet<TableName> = left.iter().map(|owned| plan.target_name(&owned.table.name)).collect();
+    let mut homes: Vec<&Owned> = homes.iter().filter(|owned| names.contains(&owned.table.name)).collect();
     homes.sort_by_key(|owned| std::cmp::Reverse(owned.depth()));
+    if let Some(whole) = homes.iter().find(|owned| matches!(owned.path, Path::Reference | Path::Whole(_))) {
+        let message = "nothing says which of its rows are the tenant's";
+        let next = "put its policy under tenancy.tables back, and start the daemon again";
+        return Err(StepError::Fault(Fault::new("table_changed", whole.table.name.to_string(), message, next)));
+    }
     let client = client::connect(&plan.url, &format!("copy {}", record.id)).await?;
     at_home(&client, &plan).await?;
-    for owned in &homes {
+    for owned in homes {
         empty(&client, owned, &record.tenant).await?;
     }
     Ok(())

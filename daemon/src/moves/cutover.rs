@@ -275,9 +275,12 @@ async fn prepared(
         switch.recheck = Some(recheck);
         steps.took("verify");
     }
-    if wish != Wish::RollBack {
-        sequences::give_blocks(context, moving).await?;
-        steps.took("sequences");
+    match wish {
+        Wish::RollBack => sequences::refill_schema(context, moving).await?,
+        Wish::CutOver | Wish::Rehearse => {
+            sequences::give_blocks(context, moving).await?;
+            steps.took("sequences");
+        }
     }
     let hooks = &context.config.hooks;
     let (before, after) = match wish {
@@ -382,7 +385,7 @@ impl<'a> Switch<'a> {
         }
         take_away(context, moving, false).await?;
         moving.update(&context.store, |record| record.fenced = true)?;
-        let next = match config.rollback_enabled {
+        let next = match config.rollback_enabled || moving.record().returning {
             true => Some(reverse::open(context, moving, Phase::Following).await?),
             false => None,
         };

@@ -161,12 +161,15 @@ async fn step(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<bool, Step
         Phase::Moved => return live_in_the_target(context, moving).await.map(|()| false),
         Phase::Returning => {
             reverse::come_home(context, moving).await?;
-            moving.advance(store, Event::Returned)?;
+            moving.advance_with(store, Event::Returned, |record| record.copy_again = false)?;
         }
         Phase::Completing => {
             unless_stopped(moving, complete::complete(context, moving)).await?;
             let returning = moving.record().returning;
-            moving.advance_with(store, Event::Cleared, |record| record.returning = false)?;
+            moving.advance_with(store, Event::Cleared, |record| {
+                record.returning = false;
+                stages::forget(record);
+            })?;
             // A return that was given up completes nothing.
             if !returning {
                 complete::tell(moving);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use connectors::postgres::policy::{self, Owned, Path};
-use connectors::postgres::{Client, Error, catalog, client, control, reverse, slot};
+use connectors::postgres::{Client, Error, catalog, client, control, purge, reverse, slot, snapshot};
 use schemas::config::NullTenant;
 use schemas::record::{Back, Fault, MoveRecord, Published};
 use schemas::{MoveId, Phase, TableName};
@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 
-use super::{Context, Moving, SpoolLink, StepError, cutover, drive, driver};
+use super::{Context, Moving, SpoolLink, StepError, complete, cutover, drive, driver, sequences};
 use crate::lanes;
 use crate::pipeline;
 use crate::router::Broken;
@@ -111,7 +111,9 @@ pub async fn open(context: &Arc<Context>, moving: &Arc<Moving>, phase: Phase) ->
         }
     };
     let published = known(slot::published(&client, publication, &back.tables).await?);
-    context.store.put_move(&MoveRecord { published, ..back })?;
+    // After that: whoever was open at the change has a lower one.
+    let fresh_xid = snapshot::next_xid(&client).await?;
+    context.store.put_move(&MoveRecord { published, fresh_xid, ..back })?;
     let reverse = resume(context, id, None).await?;
     if reverse.is_shared() {
         driver::open_lane(&reverse.context, &reverse.moving, &tables).await?;
@@ -195,8 +197,10 @@ pub async fn resume(context: &Arc<Context>, id: MoveId, link: Option<SpoolLink>)
     let beginning = pipeline::begin(&config, &store).await.map_err(|error| step_error(id, error))?;
     let ack = store.ack()?.unwrap_or_default();
     let mut record = record;
-    if ack.quarantined.contains(&id) && record.phase == Phase::Following {
+    if ack.quarantined.contains(&id) && record.phase.has_lane() {
         record.phase = Phase::NeedsCopy;
+        let message = "its lane was taken out before the daemon ended";
+        record.fault.get_or_insert_with(|| Fault::new("spool_full", id.to_string(), message, "carveout status"));
         context.store.put_move(&record)?;
     }
     let none = Vec::new();
@@ -220,13 +224,14 @@ pub async fn resume(context: &Arc<Context>, id: MoveId, link: Option<SpoolLink>)
 /// in step with it.
 pub(super) async fn come_home(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
     cutover::fence_for_a_return(context, moving).await?;
+    nobody_elses(context, moving).await?;
     let record = moving.record();
     // What it publishes is stored last before the lane is opened.
     let opened = |back: &MoveRecord| Some(back.id) == record.reverse && !back.published.tables.is_empty();
     let opened = context.store.moves()?.into_iter().find(opened);
     let reverse = match (moving.reverse(), opened) {
         (Some(reverse), _) if reverse.moving.record().phase != Phase::NeedsCopy => reverse,
-        (None, Some(back)) => resume(context, back.id, None).await?,
+        (None, Some(back)) if back.phase != Phase::NeedsCopy => resume(context, back.id, None).await?,
         // Half made, or of no use any more.
         _ => {
             discard(context, moving).await?;
@@ -245,6 +250,7 @@ pub(super) async fn come_home(context: &Arc<Context>, moving: &Arc<Moving>) -> R
     let stands = |(phase, fault): &(Phase, bool)| *phase != Phase::Copying || *fault;
     tokio::select! {
         () = async { drop(phase.wait_for(stands).await) } => {}
+                () = sequences::keep_filled(context, moving) => {}
         () = stop::told(&stop) => {
             reverse.hold().await;
             return Err(StepError::Stopped);
@@ -254,6 +260,29 @@ pub(super) async fn come_home(context: &Arc<Context>, moving: &Arc<Moving>) -> R
         Some(fault) => Err(StepError::Fault(fault)),
         None => Ok(()),
     }
+}
+
+/// What a tenant would bring home that is not its own, or would find there.
+async fn nobody_elses(context: &Context, moving: &Moving) -> Result<(), StepError> {
+    let record = moving.record();
+    let there = client::connect(&context.target(&record)?.url, "return").await?;
+    if let Some((table, rows)) = complete::foreign(context, moving, &there).await?.into_iter().next() {
+        let message = format!("{rows} rows in the target are not the tenant's");
+        let next = "move them to where they belong, then `carveout resume`; or `carveout cancel`";
+        return Err(StepError::Fault(Fault::new("leak", table, message, next)));
+    }
+    // From then on there may be rows that were copied.
+    if record.copy_again {
+        return Ok(());
+    }
+    let source = client::connect(&context.config.source.url, "return").await?;
+    let tables = context.tables(&record.tables).await?;
+    if let Some((table, rows)) = purge::residue(&source, &tables, &record.tenant).await?.into_iter().next() {
+        let message = format!("{rows} rows of the tenant are there already");
+        let next = "delete them: the tenant brings its own; then `carveout resume`, or `carveout cancel`";
+        return Err(StepError::Fault(Fault::new("residue", table.to_string(), message, next)));
+    }
+    Ok(moving.update(&context.store, |record| record.copy_again = true)?)
 }
 
 /// The routes of a lane back: whoever has a table of its target gets all of it.

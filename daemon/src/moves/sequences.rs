@@ -47,7 +47,47 @@ pub(super) async fn sides(context: &Context, moving: &Moving) -> Result<Sides, S
 /// Reserves a block for every sequence that has none left, and gives it to the target.
 pub(super) async fn give_blocks(context: &Context, moving: &Moving) -> Result<(), StepError> {
     let mut sides = sides(context, moving).await?;
+    if let Some(mut schema) = schema_sides(context, moving).await? {
+        // What the tenant drew there while nobody reserved any.
+        let given = moving.earlier();
+        for pair in &schema.pairs {
+            let given = given.map_or(Vec::new(), |earlier| self::given(earlier, pair));
+            sequences::hand_back(&mut schema.home, &schema.guest, pair, &given, PATIENCE).await?;
+        }
+    }
     fill(context, moving, &mut sides).await
+}
+
+/// A tenant that goes back to its schema goes on with values that nobody else has had meanwhile.
+pub(super) async fn refill_schema(context: &Context, moving: &Moving) -> Result<(), StepError> {
+    let Some(mut schema) = schema_sides(context, moving).await? else { return Ok(()) };
+    for pair in &schema.pairs {
+        let size = sequences::size_for(&schema.home, &pair.home).await?;
+        let block = sequences::reserve(&mut schema.home, &pair.home, size, PATIENCE).await?;
+        sequences::give(&schema.guest, &pair.guest, block).await?;
+        let next = GivenBlock { sequence: pair.home.name.clone(), first: block.first, last: block.last };
+        if let Some(earlier) = moving.earlier() {
+            earlier.update(&context.store, |record| record.blocks.push(next))?;
+        }
+    }
+    Ok(())
+}
+
+/// Of a tenant that goes on from its schema: the shared sequences, and the schema's.
+async fn schema_sides(context: &Context, moving: &Moving) -> Result<Option<Sides>, StepError> {
+    let record = moving.record();
+    if record.from.is_none() {
+        return Ok(None);
+    }
+    let home = client::connect(&context.config.source.url, "sequences").await?;
+    let guest = client::connect(&context.config.source.url, "sequences").await?;
+    let tables: Vec<(TableName, TableName)> =
+        record.models().iter().cloned().zip(record.tables.iter().cloned()).collect();
+    let of_home = sequences::of_tables(&home, record.models()).await?;
+    let of_guest = sequences::of_tables(&guest, &record.tables).await?;
+    let mut pairs = sequences::pair(&of_home, &of_guest, &tables)?;
+    pairs.retain(|pair| !pair.shared);
+    Ok(Some(Sides { home, guest, pairs }))
 }
 
 /// Keeps the blocks filled as long as the tenant lives in its target.

@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
-use connectors::postgres::{client, provision, reverse, slot};
+use connectors::postgres::{client, provision, reverse, slot, snapshot};
 use schemas::phase::Event;
+use schemas::record::MoveRecord;
 
 use super::{Context, Moving, StepError};
 
@@ -22,7 +23,9 @@ pub(super) async fn publish(context: &Context, moving: &Moving) -> Result<(), St
     let mut published = slot::published(&client, publication, &record.tables).await?;
     // All rows are the tenant's: no column says whose they are.
     published.tables.iter_mut().for_each(|(_, table)| table.found_by.clear());
-    Ok(moving.update(&context.store, |record| record.published = published)?)
+    // After that: whoever was open at the change has a lower one.
+    let next_xid = snapshot::next_xid(&client).await?;
+    Ok(moving.update(&context.store, |record| (record.published, record.fresh_xid) = (published, next_xid))?)
 }
 
 /// The log need not have it any more.
@@ -35,23 +38,23 @@ pub(super) async fn unpublish(context: &Context, moving: &Moving) -> Result<(), 
     Ok(reverse::leave(&client, &context.config.source.publication, &record.tables).await?)
 }
 
-/// The tenant has left its schema for good: what the earlier move made is dropped, and this one is as if the tenant had come
-/// from the shared tables.
+/// The tenant has left its schema for good: what the earlier move made is dropped. This one is then as if the tenant had come from
+/// the shared tables ([`forget`]).
 pub(super) async fn leave(context: &Context, moving: &Arc<Moving>) -> Result<(), StepError> {
     unpublish(context, moving).await?;
     let record = moving.record();
     let Some(earlier) = record.after else { return Ok(()) };
-    if record.from.is_some() {
-        moving.update(&context.store, |record| {
-            if let Some(stage) = record.from.take() {
-                (record.tables, record.paths) = (stage.homes, stage.paths);
-            }
-        })?;
-    }
     let mut client = client::connect(&context.config.source.url, "complete").await?;
     provision::drop_objects(&mut client, earlier, &context.state).await?;
     match moving.earlier() {
         Some(earlier) => earlier.advance(&context.store, Event::Dropped),
         None => Ok(()),
+    }
+}
+
+/// As if the tenant had come from the shared tables.
+pub(super) fn forget(record: &mut MoveRecord) {
+    if let Some(stage) = record.from.take() {
+        (record.tables, record.paths) = (stage.homes, stage.paths);
     }
 }

@@ -73,7 +73,9 @@ impl Supervisor {
         let planned = (published, fresh_xid);
         let active = self.find(&tenant.0).filter(|entry| entry.moving.record().phase != Phase::Cancelled);
         match active {
-            Some(entry) if wanted.to == Some(Isolation::Shared) => self.return_home(&entry, planned).await?,
+            Some(entry) if wanted.to == Some(Isolation::Shared) && !stands(&entry) => {
+                self.return_home(&entry, planned).await?;
+            }
             Some(entry) if self.goes_on(&entry.moving.record(), &wanted) => {
                 self.next_stage(&entry.moving.record(), wanted).await?;
             }
@@ -91,7 +93,8 @@ impl Supervisor {
         (published, fresh_xid): (Published, u64),
     ) -> Result<(), Refusal> {
         let record = entry.moving.record();
-        if wanted.to.is_some_and(|to| to != record.to) || !wanted.is_server_of(&record) {
+        let bound = if record.returning { Isolation::Shared } else { record.to };
+        if wanted.to.is_some_and(|to| to != bound) || !wanted.is_server_of(&record) {
             let what = if wanted.is_server_of(&record) { "kind of target" } else { "server" };
             let message = format!("the tenant is on its way to another {what}");
             return Err(no("exists", &record.id.to_string(), &message, "`carveout cancel` it first"));
@@ -124,7 +127,8 @@ impl Supervisor {
             }
             entry.moving.advance(&self.context.store, Event::Return)?;
         }
-        let stands = record.fault.is_some() || back.is_some_and(|back| back.fault.is_some());
+        let stands =
+            record.fault.is_some() || back.is_some_and(|back| back.fault.is_some() || back.phase == Phase::NeedsCopy);
         if !stands && record.phase != Phase::NeedsCopy && !record.paused {
             return Ok(());
         }
@@ -404,6 +408,7 @@ impl Supervisor {
                 completed?;
             }
         } else if entry.moving.record().phase == Phase::Completing && entry.moving.record().fault.is_some() {
+            complete::may_keep(&record, keep_source)?;
             let _one = self.commands.lock().await;
             Self::stop_driver(&entry).await;
             entry.moving.update(&self.context.store, |record| {
@@ -471,6 +476,12 @@ fn refused(Refusal { fault, .. }: &Refusal) -> Detail {
     let told = Detail { status: Some(Status::Failed.word()), ..Detail::default() }.because(fault);
     let cause = told.cause.filter(|_| fault.code != NOT_EQUAL);
     Detail { cause, ..told }
+}
+
+/// Whether a tenant that comes home does not get on.
+fn stands(entry: &Entry) -> bool {
+    let record = entry.moving.record();
+    record.returning && (record.fault.is_some() || record.paused)
 }
 
 async fn has_rows(owned: &[Owned], source: &postgres::Client, tenant: &TenantId) -> Result<bool, Refusal> {

@@ -128,7 +128,7 @@ fn tenant_status(context: &Context, moving: &Moving, progress: &Progress) -> Ten
     // Of a tenant that comes home, the rows that are copied are the lane's.
     let copying = if record.returning { lane } else { moving };
     let fault_back = reverse.as_ref().and_then(|reverse| reverse.moving.record().fault);
-    let copies = record.phase == Phase::Copying && !record.paused && record.fault.is_none();
+    let copies = matches!(record.phase, Phase::Copying | Phase::Returning) && !record.paused && record.fault.is_none();
     let throttled_by = context.gate.reason().filter(|_| copies);
     let warnings = kept_too_long(context, &record, now).into_iter().collect();
     TenantStatus {

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use connectors::postgres::apply::silence;
 use connectors::postgres::{client, policy, purge};
 use schemas::config::Isolation;
 use schemas::phase::Event;
@@ -26,12 +27,18 @@ impl Supervisor {
         let refuse = |message: &str, next: &str| Err(no("phase", &record.id.to_string(), message, next));
         match record.phase {
             Phase::Completed => {}
+            // It is under way, and may stand.
             _ if record.returning => return Ok(()),
+            _ if record.from.is_some() => {
+                return refuse("the tenant is on its way from its schema to a database", "`carveout cancel` it first");
+            }
             Phase::Moved => return refuse("it has not been completed: the way back is open", "`carveout rollback`"),
             _ => return refuse("the tenant lives in the shared database", "carveout status"),
         }
         let tables = self.context.tables(&record.tables).await?;
         let source = client::connect(&self.context.config.source.url, "plan").await?;
+        // Asked early: its rows are written past what fires for others'.
+        silence(&source).await?;
         if let Some((table, rows)) = purge::residue(&source, &tables, &record.tenant).await?.into_iter().next() {
             let message =
                 format!("{rows} rows of the tenant are there already, which `complete` left or somebody wrote");
@@ -40,6 +47,7 @@ impl Supervisor {
         Self::stop_driver(entry).await;
         entry.moving.advance_with(&self.context.store, Event::Return, |record| {
             (record.returning, record.completion, record.verified_at) = (true, None, None);
+            record.skipped.clear();
             (record.paths, record.published, record.fresh_xid) = (policy::paths(&tables), published, fresh_xid);
             record.published.tables.retain(|(table, _)| record.tables.contains(table));
         })?;
@@ -75,12 +83,12 @@ impl Supervisor {
     /// A return is given up: what was copied home goes, and the tenant stays where it lives.
     pub(super) async fn stay_away(&self, entry: &Entry) -> Result<(), Refusal> {
         Self::stop_driver(entry).await;
-        entry.moving.advance_with(&self.context.store, Event::Complete, |record| {
+        let ended = entry.moving.advance_with(&self.context.store, Event::Complete, |record| {
             (record.fault, record.stopped_at, record.paused) = (None, None, false);
-            record.completion = Some(Completion::default());
-        })?;
+            (record.completion, record.copy_again) = (Some(Completion::default()), false);
+        });
         self.spawn_driver(entry);
-        Ok(())
+        Ok(ended?)
     }
 
     /// Ends a return: what the tenant had elsewhere is dropped.
@@ -110,6 +118,14 @@ impl Supervisor {
                 self.spawn_driver(entry);
                 ended?;
             }
+        }
+        if !matches!(entry.moving.record().phase, Phase::Cancelling | Phase::Cancelled) {
+            return Err(no(
+                "phase",
+                &record.id.to_string(),
+                "the tenant's writes were moved meanwhile",
+                "carveout status",
+            ));
         }
         entry.ended(Phase::Cancelled).await?;
         Ok(complete::report(&self.context, &entry.moving).await?)

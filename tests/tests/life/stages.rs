@@ -226,3 +226,65 @@ async fn a_tenant_goes_on_from_its_schema_to_a_database_and_home() -> Result<()>
     others.assert_held_by(&source, "public", "3").await?;
     stage.daemon.assert_no_errors(&[])
 }
+
+/// Invariants 1 and 2: a copy home that fails in the middle leaves nothing behind that nobody finds, others' rows do not come along,
+/// and values that were drawn while nobody reserved any are nobody else's on the next stage.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_where_a_tenant_lives_does_not_come_home() -> Result<()> {
+    let stage = Stage::open().await?;
+    let source = stage.scene.source_client().await?;
+    let fault = async |code: &str, part: &str| {
+        until("a fault", SOON, async || {
+            let status = stage.json(&["status", "1"]).await?;
+            let fault = status["fault"].to_string();
+            ensure!(fault.contains(code) && fault.contains(part), "{status}");
+            Ok(())
+        })
+        .await
+    };
+    stage.complete("1", "schema").await?;
+    let taken: i32 = source.query_one("SELECT min(id) FROM bid_1.accounts", &[]).await?.get(0);
+    source.batch_execute(&format!("INSERT INTO accounts (id, bid, kind) VALUES ({taken}, 3, 1)")).await?;
+    cli(&stage.config, &["move", "1", "--to", "shared"]).await?;
+    fault("step_failed", "duplicate key").await?;
+    cli(&stage.config, &["cancel", "1"]).await?;
+    let orphans = "SELECT count(*) FROM notes WHERE account NOT IN (SELECT id FROM accounts)
+                      OR account IN (SELECT id FROM accounts WHERE bid = 1)";
+    ensure!(source.query_one(orphans, &[]).await?.get::<_, i64>(0) == 0, "rows stayed that nobody finds");
+    source.batch_execute(&format!("DELETE FROM accounts WHERE id = {taken} AND bid = 3")).await?;
+    // Nobody keeps others' rows out once the move is complete.
+    source.batch_execute("INSERT INTO bid_1.accounts (id, bid, kind) VALUES (9999, 3, 1)").await?;
+    cli(&stage.config, &["move", "1", "--to", "shared"]).await?;
+    fault("leak", "1 rows in the target are not the tenant's").await?;
+    let there = "SELECT count(*) FROM accounts WHERE id = 9999";
+    ensure!(source.query_one(there, &[]).await?.get::<_, i64>(0) == 0, "another tenant was given a row");
+    source.batch_execute("DELETE FROM bid_1.accounts WHERE id = 9999").await?;
+    cli(&stage.config, &["move", "1", "--to", "shared"]).await?;
+    phase(&stage.daemon, "1", &["streaming", "ready"]).await?;
+    cli(&stage.config, &["cancel", "1"]).await?;
+    // Past its block, and on to a database, back and there again.
+    source
+        .batch_execute(
+            "SELECT setval('bid_1.writes_id_seq', 1500000);
+             INSERT INTO bid_1.writes (bid, client, number, body) SELECT 1, 50, n, '' FROM generate_series(1, 300) n",
+        )
+        .await?;
+    stage.carve("1", "database").await?;
+    run(&stage.config, &["complete", "1", "--keep-source"]).await?.assert(1, &[])?;
+    let target = stage.scene.target_client("bid_1").await?;
+    for (round, command) in ["cutover", "rollback", "cutover"].into_iter().enumerate() {
+        cli(&stage.config, &[command, "1"]).await?;
+        let writes = format!(
+            "INSERT INTO {}.writes (bid, client, number, body) SELECT 1, {}, n, '' FROM generate_series(1, 300) n",
+            if command == "cutover" { "public" } else { "bid_1" },
+            51 + round
+        );
+        let here = if command == "cutover" { &target } else { &source };
+        here.batch_execute(&writes).await.with_context(|| format!("write after {command}"))?;
+    }
+    run(&stage.config, &["complete", "1", "--keep-source"]).await?.assert(1, &["cannot be kept"])?;
+    cli(&stage.config, &["complete", "1"]).await?;
+    ensure!(!target_exists(&stage, "1", "schema").await?, "its schema is still there");
+    ensure!(target.query_one("SELECT count(*) FROM writes", &[]).await?.get::<_, i64>(0) == 1200, "writes are missing");
+    Ok(())
+}

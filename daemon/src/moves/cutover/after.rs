@@ -117,7 +117,10 @@ pub(in crate::moves) async fn take_away(
 }
 
 /// A tenant that comes home: nobody else writes for it there, and what is written where it lives is its own.
-pub(super) async fn fence_for_a_return(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
+pub(in crate::moves) async fn fence_for_a_return(
+    context: &Arc<Context>,
+    moving: &Arc<Moving>,
+) -> Result<(), StepError> {
     moving.update(&context.store, |record| record.fenced = true)?;
     let (source, target) = sides(context, moving).await?;
     for side in [source, target] {
