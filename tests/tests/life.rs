@@ -1,8 +1,13 @@
 //! The life of a move after its copy: the writes move to the target and back, while clients that follow the routes write.
 
+mod back;
+mod branches;
 mod clients;
+mod log;
+mod probes;
 pub mod recheck;
 mod stages;
+mod work;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,18 +44,13 @@ impl Stage {
 
     async fn open_with(strategy: &str, extra: &str) -> Result<Stage> {
         let scene = Scene::empty(ClusterOptions::default(), ClusterOptions::default()).await?;
-        scene.source_client().await?.batch_execute(SETUP).await.context("make the tables")?;
-        let tables = vec![
-            ("notes".to_owned(), "{via: account}".to_owned()),
-            ("kinds".to_owned(), "{reference: true}".to_owned()),
-        ];
-        let configuration = Configuration {
-            tables,
-            strategy: strategy.to_owned(),
-            extra: extra.to_owned(),
-            ..Configuration::default()
-        };
-        let config = scene.write_config("carveout", &configuration)?;
+        Stage::of(scene, SETUP, &configuration(strategy, extra)).await
+    }
+
+    /// A scene with these tables, prepared.
+    async fn of(scene: Scene, tables: &str, configuration: &Configuration) -> Result<Stage> {
+        scene.source_client().await?.batch_execute(tables).await.context("make the tables")?;
+        let config = scene.write_config("carveout", configuration)?;
         cli(&config, &["prepare", "--apply"]).await?;
         let daemon = Daemon::start(&config).await?;
         Ok(Stage { scene, config, daemon })
@@ -110,6 +110,13 @@ impl Stage {
         ledger.assert_held_by(&source, "public", tenant).await?;
         ledger.assert_held_by(&target, &schema, tenant).await
     }
+}
+
+/// What the configuration says of the tables here.
+fn configuration(strategy: &str, extra: &str) -> Configuration {
+    let tables =
+        vec![("notes".to_owned(), "{via: account}".to_owned()), ("kinds".to_owned(), "{reference: true}".to_owned())];
+    Configuration { tables, strategy: strategy.to_owned(), extra: extra.to_owned(), ..Configuration::default() }
 }
 
 /// What of Carveout's is in a database beside its schema's tables.
