@@ -59,18 +59,8 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
         // While the source is busy nothing is begun that it has to keep row versions for.
         context.gate.passed_anew().await;
         let held = joined_snapshot(context, moving, record.fresh_xid).await?;
-        let mut shown = Published::default();
-        if record.published.is_partitioned() {
-            let names: Vec<TableName> = left.iter().map(|owned| owned.table.name.clone()).collect();
-            shown = slot::published(&held.client, &context.config.source.publication, &names).await?;
-            // Known only once a table is copied, and nothing has come or gone meanwhile.
-            moving.update(&context.store, |record| {
-                names.iter().for_each(|name| record.published.forget_partitions(name))
-            })?;
-            for owned in &mut left {
-                catalog::take_partitions(&held.client, &mut owned.table).await?;
-            }
-        }
+        let shown = shown(context, moving, &held, &mut left).await?;
+
         // Not in the snapshot's transaction, which would keep every table locked against DDL from now on.
         let asking = client::connect(&context.config.source.url, "copy").await?;
         let estimates = left.iter().map(|owned| {
@@ -105,6 +95,26 @@ pub(super) async fn copy(context: &Context, moving: &Moving) -> std::result::Res
     let rows: u64 = copied.values().map(|copied| copied.rows).sum();
     moving.update(&context.store, |record| (record.rows_copied, record.rows_total) = (rows, rows))?;
     Ok(())
+}
+
+/// The partitions that the snapshot shows.
+async fn shown(
+    context: &Context,
+    moving: &Moving,
+    held: &HeldSnapshot,
+    left: &mut [&mut Owned],
+) -> std::result::Result<Published, StepError> {
+    if !moving.record().published.is_partitioned() {
+        return Ok(Published::default());
+    }
+    let names: Vec<TableName> = left.iter().map(|owned| owned.table.name.clone()).collect();
+    let shown = slot::published(&held.client, &context.config.source.publication, &names).await?;
+    // Known only once a table is copied, and nothing has come or gone meanwhile.
+    moving.update(&context.store, |record| names.iter().for_each(|name| record.published.forget_partitions(name)))?;
+    for owned in left {
+        catalog::take_partitions(&held.client, &mut owned.table).await?;
+    }
+    Ok(shown)
 }
 
 /// Where a table hangs.

@@ -250,7 +250,7 @@ pub(super) async fn come_home(context: &Arc<Context>, moving: &Arc<Moving>) -> R
     let stands = |(phase, fault): &(Phase, bool)| *phase != Phase::Copying || *fault;
     tokio::select! {
         () = async { drop(phase.wait_for(stands).await) } => {}
-                () = sequences::keep_filled(context, moving) => {}
+        () = sequences::keep_filled(context, moving) => {}
         () = stop::told(&stop) => {
             reverse.hold().await;
             return Err(StepError::Stopped);
@@ -327,9 +327,14 @@ async fn watch_target(
             }
             () = tokio::time::sleep(LOOK_EVERY) => {
                 let Some(reverse) = reverse.upgrade() else { return };
-                if let Err(error) = reverse.compare_published(&mut connection).await {
-                    tracing::debug!(%error, "what the target publishes could not be looked at");
-                    connection = None;
+                                match reverse.changed(&mut connection).await {
+                    // Whoever takes the lane away says so before it unpublishes.
+                    Ok(Some(fault)) if !*stop.borrow() => reverse.broken(fault),
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::debug!(%error, "what the target publishes could not be looked at");
+                        connection = None;
+                    }
                 }
             }
         }
@@ -401,24 +406,24 @@ impl Reverse {
         }
     }
 
-    async fn compare_published(
+    /// What happened to a table that the stream does not say.
+    async fn changed(
         &self,
         connection: &mut Option<connectors::postgres::Client>,
-    ) -> connectors::postgres::Result<()> {
+    ) -> connectors::postgres::Result<Option<Fault>> {
         let (record, source) = (self.moving.record(), &self.context.config.source);
         if !record.phase.has_lane() {
-            return Ok(());
+            return Ok(None);
         }
         let client = match connection {
             Some(client) => client,
             None => connection.insert(client::connect(&source.url, "watch").await?),
         };
         let now = slot::published(client, &source.publication, &record.tables).await?;
-        if let Some((object, cause)) = record.published.change(&now) {
+        Ok(record.published.change(&now).map(|(object, cause)| {
             let message = format!("{cause}: changes may not have been in the stream");
-            self.broken(Fault::new("target_changed", object, message, ""));
-        }
-        Ok(())
+            Fault::new("target_changed", object, message, "")
+        }))
     }
 }
 
