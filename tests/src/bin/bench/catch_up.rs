@@ -1,10 +1,9 @@
-//! `make bench`: Carveout beside native logical replication. Both get the same backlog of pgbench's own
+//! Carveout beside native logical replication. Both get the same backlog of pgbench's own
 //! load and are let go in turn; what counts is the ratio of the two times, round by round.
 //!
 //! The peer is a subscription per tenant with a row filter, binary transfer and the same durability
 //! (`synchronous_commit = on`), its launch throttle taken away. Both copy first, untimed.
 
-use std::env;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +15,8 @@ use tests::scene::{Configuration, DATABASE, Scene, TABLES};
 use tests::wait::until;
 use tokio_postgres::Client;
 
+use super::size;
+
 const PATIENCE: Duration = Duration::from_secs(900);
 
 struct Bench {
@@ -25,10 +26,8 @@ struct Bench {
     transactions: u32,
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
-    let size = |name: &str, default: u32| env::var(name).ok().map_or(Ok(default), |text| text.parse());
-    let (tenants, transactions, rounds) =
+pub async fn run() -> Result<()> {
+    let (tenants, transactions, rounds): (u32, u32, u32) =
         (size("BENCH_TENANTS", 10)?, size("BENCH_TRANSACTIONS", 40_000)?, size("BENCH_ROUNDS", 5)?);
     let options = || ClusterOptions {
         settings: [

@@ -1,0 +1,68 @@
+//! What is made of many measurements.
+
+use std::time::{Duration, Instant};
+
+use super::clients::Written;
+
+/// Some measurements, in milliseconds.
+#[derive(Clone, Default)]
+pub struct Figures(Vec<f64>);
+
+impl Figures {
+    pub fn of(figures: impl Iterator<Item = f64>) -> Figures {
+        let mut figures: Vec<f64> = figures.collect();
+        figures.sort_by(f64::total_cmp);
+        Figures(figures)
+    }
+
+    pub fn of_times(times: impl Iterator<Item = Duration>) -> Figures {
+        Figures::of(times.map(millis))
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The smallest that so many of a hundred do not exceed.
+    pub fn percentile(&self, percent: f64) -> f64 {
+        let rank = (self.0.len() as f64 * percent / 100.0).ceil() as usize;
+        self.0.get(rank.max(1) - 1).copied().unwrap_or(f64::NAN)
+    }
+
+    /// A line of a table: how many, smallest, median, p99, largest.
+    pub fn line(&self, what: &str) -> String {
+        let [min, median, p99, max] = [0.0, 50.0, 99.0, 100.0].map(|percent| self.percentile(percent));
+        format!("{what:<44} {:>7} {min:>9.1} {median:>9.1} {p99:>9.1} {max:>9.1}", self.count())
+    }
+}
+
+/// What stands above the lines.
+pub fn heading() -> String {
+    format!("{:<44} {:>7} {:>9} {:>9} {:>9} {:>9}", "milliseconds", "count", "min", "median", "p99", "max")
+}
+
+pub fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// A stretch of the run.
+#[derive(Clone, Copy)]
+pub struct Window {
+    pub from: Instant,
+    pub to: Instant,
+}
+
+impl Window {
+    pub fn length(&self) -> Duration {
+        self.to - self.from
+    }
+
+    /// The latencies of the writes that were due in one of the windows; both are in their order.
+    pub fn latencies(windows: &[Window], written: &[Written]) -> Figures {
+        let within = windows.iter().flat_map(|window| {
+            let first = written.partition_point(|write| write.due < window.from);
+            written[first..].iter().take_while(|write| write.due < window.to)
+        });
+        Figures::of_times(within.map(Written::latency))
+    }
+}

@@ -1,0 +1,110 @@
+//! Prints what was measured.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::Flip;
+use super::clients::Written;
+use super::figures::{Figures, Window, heading};
+
+/// What is promised, in milliseconds.
+const MEDIAN: f64 = 100.0;
+const P99: f64 = 250.0;
+/// The steps outside of the pause and within, in their order.
+const STEPS: [&str; 12] = [
+    "reverse", "verify", "sequences", "fence", "rounds", "hold", "barrier", "drain", "recheck", "begin", "flip", "open",
+];
+
+/// Of one flip.
+struct Pause {
+    /// When the side that is left acknowledged last, and the other one first.
+    last: Instant,
+    first: Instant,
+}
+
+pub fn print(flips: &[Flip], mut written: Vec<Written>, mut others: Vec<Written>) -> Result<()> {
+    written.sort_by_key(|write| write.due);
+    others.sort_by_key(|write| write.due);
+    let pauses = pauses(flips, &written)?;
+    println!("\n{}", heading());
+    let client = |of: &dyn Fn(&Flip) -> bool| {
+        let chosen = flips.iter().zip(&pauses).filter(|(flip, _)| of(flip));
+        Figures::of_times(chosen.map(|(_, pause)| pause.first - pause.last))
+    };
+    let all = client(&|_| true);
+    println!("{}", all.line("pause, as clients see it"));
+    println!("{}", client(&|flip| !flip.is_rollback).line("  of cutovers"));
+    println!("{}", client(&|flip| flip.is_rollback).line("  of rollbacks"));
+    println!("{}", client(&|flip| flip.kept).line("  with sessions that were there"));
+    println!("{}", client(&|flip| !flip.kept).line("  with sessions that had to be made"));
+    println!("{}", number(flips, "pause_ms")?.line("pause, as the daemon says"));
+    steps(flips);
+    println!("{}", Figures::of(longest(flips, &written)).line("the tenant's slowest write, of each flip"));
+    let quiet: Vec<Window> = flips.iter().map(|flip| flip.quiet).collect();
+    println!("{}", Window::latencies(&quiet, &written).line("the tenant's writes meanwhile"));
+    of_others(flips, &pauses, &others);
+    println!("\nkeys compared again in the pause: {}", counted(&number(flips, "rechecked_keys")?));
+    let kept = all.percentile(50.0) <= MEDIAN && all.percentile(99.0) <= P99;
+    let said = if kept { "kept" } else { "MISSED" };
+    println!("promised: median at most {MEDIAN} ms, p99 at most {P99} ms: {said}");
+    Ok(())
+}
+
+/// From the last acknowledgement of one side to the first of the other. They must never overlap.
+fn pauses(flips: &[Flip], written: &[Written]) -> Result<Vec<Pause>> {
+    let mut told: HashMap<i64, (Instant, Instant)> = HashMap::new();
+    for write in written {
+        let (first, last) = told.entry(write.epoch).or_insert((write.told, write.told));
+        (*first, *last) = ((*first).min(write.told), (*last).max(write.told));
+    }
+    // Before the first flip there is no route.
+    let before = |epoch: i64| if told.contains_key(&(epoch - 1)) { epoch - 1 } else { 0 };
+    let pause = |flip: &Flip| {
+        let there = |epoch| told.get(&epoch).with_context(|| format!("nothing was written at epoch {epoch}"));
+        let ((_, last), (first, _)) = (*there(before(flip.epoch))?, *there(flip.epoch)?);
+        ensure!(last < first, "flip {}: both sides acknowledged writes at once", flip.epoch);
+        Ok(Pause { last, first })
+    };
+    flips.iter().map(pause).collect()
+}
+
+fn number(flips: &[Flip], name: &str) -> Result<Figures> {
+    let numbers: Option<Vec<f64>> = flips.iter().map(|flip| flip.report[name].as_f64()).collect();
+    Ok(Figures::of(numbers.with_context(|| format!("a report has no {name}"))?.into_iter()))
+}
+
+/// A step that comes twice in one report counts once for each of the two.
+fn steps(flips: &[Flip]) {
+    let all = || flips.iter().flat_map(|flip| flip.report["steps"].as_array().into_iter().flatten());
+    for step in STEPS {
+        let figures = Figures::of(all().filter(|took| took["step"] == step).filter_map(|took| took["ms"].as_f64()));
+        if figures.count() > 0 {
+            println!("{}", figures.line(&format!("  {step}")));
+        }
+    }
+}
+
+/// The longest that a write of each flip took, since it was due.
+fn longest<'a>(flips: &'a [Flip], written: &'a [Written]) -> impl Iterator<Item = f64> + 'a {
+    flips.iter().map(|flip| Window::latencies(&[flip.busy], written).percentile(100.0))
+}
+
+fn of_others(flips: &[Flip], pauses: &[Pause], written: &[Written]) {
+    let windows = |of: &dyn Fn(usize, &Flip) -> Option<Window>| {
+        let windows: Vec<Window> = flips.iter().enumerate().filter_map(|(at, flip)| of(at, flip)).collect();
+        Window::latencies(&windows, written)
+    };
+    println!("{}", windows(&|_, flip| Some(flip.busy)).line("other tenants' writes, during cutovers"));
+    println!("{}", windows(&|_, flip| Some(flip.quiet)).line("  without"));
+    println!("{}", windows(&|at, flip| (at % 2 == 0).then_some(flip.quiet)).line("  without, of each second stretch"));
+    println!("{}", windows(&|at, flip| (at % 2 == 1).then_some(flip.quiet)).line("  without, of the others"));
+    let held = |at: usize, _: &Flip| Some(Window { from: pauses[at].last, to: pauses[at].first });
+    println!("{}", windows(&held).line("  while the tenant's writers waited"));
+}
+
+fn counted(figures: &Figures) -> String {
+    let [median, p99, most] = [50.0, 99.0, 100.0].map(|percent| figures.percentile(percent));
+    format!("median {median}, p99 {p99}, at most {most}")
+}
