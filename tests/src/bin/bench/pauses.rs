@@ -203,12 +203,9 @@ impl Stage {
         let sides = [(&source, "public"), (&target, schema)];
         let home = sides[usize::from(moved)];
         ledger.assert_held_by(home.0, home.1, &self.tenant).await.context("where the tenant lives")?;
-        for (table, filter) in [
-            ("accounts", "bid = 1"),
-            ("writes", "bid = 1"),
-            ("notes", "account < 100000000"),
-            ("kinds", "true"),
-        ] {
+        for (table, filter) in
+            [("accounts", "bid = 1"), ("writes", "bid = 1"), ("notes", "account < 100000000"), ("kinds", "true")]
+        {
             until(&format!("{table} the same on both sides"), SOON, async || {
                 let (left, right) = (format!("public.{table}"), format!("{schema}.{table}"));
                 oracle::assert_equal(&source, &left, filter, &target, &right).await

@@ -14,7 +14,18 @@ const MEDIAN: f64 = 100.0;
 const P99: f64 = 250.0;
 /// The steps outside of the pause and within, in their order.
 const STEPS: [&str; 12] = [
-    "reverse", "verify", "sequences", "fence", "rounds", "hold", "barrier", "drain", "recheck", "begin", "flip", "open",
+    "reverse",
+    "verify",
+    "sequences",
+    "fence",
+    "rounds",
+    "hold",
+    "barrier",
+    "drain",
+    "recheck",
+    "begin",
+    "flip",
+    "open",
 ];
 
 /// Of one flip.
