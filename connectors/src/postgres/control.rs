@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use schemas::{Lsn, MoveId, Snapshot, TableName, TenantId};
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Transaction};
 
 use super::snapshot::{parse_lsn, parse_snapshot};
@@ -196,7 +197,14 @@ pub async fn begin_lane(client: &Client, lane: Beginning<'_>) -> Result<()> {
     let names = |tables: &[TableName]| tables.iter().map(copied_name).collect::<Vec<_>>();
     let (all, again) = (names(tables), names(&again));
     let (id, snapshot, lsn) = (id.to_string(), snapshot.to_string(), wal_insert_lsn.to_string());
-    let begun = client.execute(sql, &[&id, &all, &again, &snapshot, &lsn]).await.doing(doing())?;
+    let values: [(&(dyn ToSql + Sync), Type); 5] = [
+        (&id, Type::TEXT),
+        (&all, Type::TEXT_ARRAY),
+        (&again, Type::TEXT_ARRAY),
+        (&snapshot, Type::TEXT),
+        (&lsn, Type::TEXT),
+    ];
+    let begun = client.execute_typed(sql, &values).await.doing(doing())?;
     match begun == all.len() as u64 {
         true => Ok(()),
         false => Err(Error::state(doing(), "its row in carveout.checkpoint is gone")),
@@ -255,14 +263,12 @@ pub async fn read_checkpoint(client: &Client, id: MoveId, epoch: i64) -> Result<
 /// Moves the checkpoint inside the transaction that holds the rows: one row, or an error.
 pub async fn advance_checkpoint(tx: &Client, id: MoveId, epoch: i64, from: Lsn, to: Lsn) -> Result<()> {
     let doing = || format!("advance the checkpoint of {id}");
-    let moved = tx
-        .execute(
-            "UPDATE carveout.checkpoint SET lsn = $4::text::pg_lsn, updated_at = now()
-              WHERE move = $1 AND epoch = $2 AND lsn = $3::text::pg_lsn",
-            &[&id.to_string(), &epoch, &from.to_string(), &to.to_string()],
-        )
-        .await
-        .doing(doing())?;
+    let (id, from, to) = (id.to_string(), from.to_string(), to.to_string());
+    let sql = "UPDATE carveout.checkpoint SET lsn = $4::text::pg_lsn, updated_at = now()
+                WHERE move = $1 AND epoch = $2 AND lsn = $3::text::pg_lsn";
+    let values: [(&(dyn ToSql + Sync), Type); 4] =
+        [(&id, Type::TEXT), (&epoch, Type::INT8), (&from, Type::TEXT), (&to, Type::TEXT)];
+    let moved = tx.execute_typed(sql, &values).await.doing(doing())?;
     match moved {
         1 => Ok(()),
         _ => Err(Error::connection(doing(), "it no longer stands where this daemon left it; reading it again")),

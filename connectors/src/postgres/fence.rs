@@ -11,10 +11,11 @@ use std::time::Duration;
 use schemas::status::Route;
 use schemas::url::PgUrl;
 use schemas::{Lsn, MoveId, TenantId};
-use tokio_postgres::Client;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::policy::Owned;
+use super::quote::literal;
 use super::snapshot::parse_lsn;
 use super::{Doing, Error, Result, client};
 
@@ -88,17 +89,37 @@ impl Row {
 impl Fence {
     /// The control row; `None` where it was not made. An error where it is of another move.
     pub async fn read(&self, client: &Client) -> Result<Option<Row>> {
-        let sql = "SELECT state = 'open', epoch, lock_key, (move, owner) = ($3, $4), move, owner
-                     FROM carveout.fence WHERE tenant = $1 AND side = $2";
-        let values: [&(dyn ToSql + Sync); 4] = [&self.tenant.0, &self.end.name(), &self.id.to_string(), &self.owner];
-        let Some(row) = client.query_opt(sql, &values).await.doing(self.doing("read"))? else { return Ok(None) };
-        if row.get(3) {
-            return Ok(Some(Row { open: row.get(0), epoch: row.get(1), lock_key: row.get(2) }));
+        self.row(&client.simple_query(&self.query()).await.doing(self.doing("read"))?)
+    }
+
+    /// Reads the control row. Writers may be waiting, so it goes in one message with what comes before it.
+    fn query(&self) -> String {
+        format!(
+            "SELECT state = 'open', epoch, lock_key, (move, owner) = ({}, {}), move, owner
+               FROM carveout.fence WHERE tenant = {} AND side = {}",
+            literal(&self.id.to_string()),
+            literal(&self.owner),
+            literal(&self.tenant.0),
+            literal(self.end.name())
+        )
+    }
+
+    /// The control row, from the answer to a message that ends with [`Fence::query`].
+    fn row(&self, answer: &[SimpleQueryMessage]) -> Result<Option<Row>> {
+        let last = answer.iter().rev().find(|message| !matches!(message, SimpleQueryMessage::CommandComplete(_)));
+        let Some(SimpleQueryMessage::Row(row)) = last else { return Ok(None) };
+        let text = |place| row.get(place).unwrap_or_default();
+        if text(3) != "t" {
+            let (id, owner) = (text(4), text(5));
+            let why = format!(
+                "carveout.fence has one of move {id} of another state directory ({owner}); cancel that move there"
+            );
+            return Err(Error::state(self.doing("read"), why));
         }
-        let (id, owner): (&str, &str) = (row.get(4), row.get(5));
-        let why =
-            format!("carveout.fence has one of move {id} of another state directory ({owner}); cancel that move there");
-        Err(Error::state(self.doing("read"), why))
+        match (text(1).parse(), text(2).parse()) {
+            (Ok(epoch), Ok(lock_key)) => Ok(Some(Row { open: text(0) == "t", epoch, lock_key })),
+            _ => Err(Error::protocol(self.doing("read"), "the server's answer is no number")),
+        }
     }
 
     /// Makes the control row where it is missing.
@@ -136,23 +157,27 @@ impl Fence {
         let row = self.read(&client).await?.ok_or_else(|| Error::state(self.doing("hold"), "it is not there"))?;
         let begin = format!(
             "BEGIN; SET LOCAL lock_timeout = '{}ms'; SET LOCAL idle_in_transaction_session_timeout = '{}ms'; \
-             SELECT pg_advisory_xact_lock({CLASS}, {})",
+             SELECT pg_advisory_xact_lock({CLASS}, {}); {}",
             ATTEMPT.as_millis(),
             deadline.as_millis(),
-            row.lock_key
+            row.lock_key,
+            self.query()
         );
         let began = std::time::Instant::now();
-        loop {
-            let Err(error) = client.batch_execute(&begin).await.doing(self.doing("hold")) else { break };
+        let answer = loop {
+            let error = match client.simple_query(&begin).await.doing(self.doing("hold")) {
+                Ok(answer) => break answer,
+                Err(error) => error,
+            };
             client.batch_execute("ROLLBACK").await.doing(self.doing("hold"))?;
             match error.sqlstate() {
                 Some(LOCK_NOT_AVAILABLE) if began.elapsed() < patience => tokio::time::sleep(BETWEEN_ATTEMPTS).await,
                 Some(LOCK_NOT_AVAILABLE) => return Err(self.busy(&client, row).await),
                 _ => return Err(error),
             }
-        }
+        };
         // What it read before the lock may be old.
-        match self.read(&client).await? {
+        match self.row(&answer)? {
             Some(now) if now.lock_key == row.lock_key => Ok(Held { client, fence: self.clone(), row: now }),
             _ => Err(Error::state(self.doing("hold"), "another daemon has changed it")),
         }
@@ -196,7 +221,8 @@ impl Held {
     pub async fn barrier(&self, client: &Client) -> Result<Lsn> {
         let sql = "SELECT pg_logical_emit_message(true, 'carveout.barrier', $1)::text";
         let said = format!("{}:{}", self.fence.id, self.row.epoch);
-        let row = client.query_one(sql, &[&said]).await.doing(self.fence.doing("write the barrier of"))?;
+        let said = client.query_typed_one(sql, &[(&said, Type::TEXT)]).await;
+        let row = said.doing(self.fence.doing("write the barrier of"))?;
         parse_lsn(row.get(0))
     }
 
@@ -218,29 +244,30 @@ impl Held {
     /// Opens the fence or shuts it, with its route, and lets the writers go: on, or to be told where the tenant is. An
     /// error may mean that the answer was lost: whoever holds the fence again knows.
     pub async fn turn(self, open: bool, route: &Route) -> Result<()> {
-        let sql = "WITH turned AS (
-                     UPDATE carveout.fence SET state = $3, epoch = $4, changed_at = clock_timestamp()
-                      WHERE tenant = $1 AND side = $2 AND state <> $3 AND epoch = $5 RETURNING tenant),
-                   routed AS (
-                     INSERT INTO carveout.tenant_routes (tenant, isolation, database, schema, state, epoch)
-                     SELECT tenant, $6, $7, $8, 'open', $4 FROM turned
-                         ON CONFLICT (tenant) DO UPDATE SET (isolation, database, schema, state, epoch, changed_at)
-                            = (excluded.isolation, excluded.database, excluded.schema, 'open', excluded.epoch, clock_timestamp()))
-                   SELECT pg_notify('carveout_routes', tenant) FROM turned";
+        // Writers wait for the answer, so it is one message. Where no row is turned nothing is committed but that they go on.
+        let sql = format!(
+            "WITH turned AS (
+               UPDATE carveout.fence SET state = {state}, epoch = {epoch}, changed_at = clock_timestamp()
+                WHERE tenant = {tenant} AND side = {side} AND state <> {state} AND epoch = {before} RETURNING tenant),
+             routed AS (
+               INSERT INTO carveout.tenant_routes (tenant, isolation, database, schema, state, epoch)
+               SELECT tenant, {isolation}, {database}, {schema}, 'open', {epoch} FROM turned
+                   ON CONFLICT (tenant) DO UPDATE SET (isolation, database, schema, state, epoch, changed_at)
+                      = (excluded.isolation, excluded.database, excluded.schema, 'open', excluded.epoch, clock_timestamp()))
+             SELECT pg_notify('carveout_routes', tenant) FROM turned; COMMIT",
+            state = literal(state(open)),
+            epoch = route.epoch,
+            before = self.row.epoch,
+            tenant = literal(&self.fence.tenant.0),
+            side = literal(self.fence.end.name()),
+            isolation = literal(&route.isolation),
+            database = literal(&route.database),
+            schema = route.schema.as_deref().map_or("NULL".to_owned(), literal),
+        );
         let doing = || self.fence.doing(if open { "open" } else { "shut" });
-        let (tenant, state) = (&self.fence.tenant.0, state(open));
-        let values: [&(dyn ToSql + Sync); 8] = [
-            tenant,
-            &self.fence.end.name(),
-            &state,
-            &route.epoch,
-            &self.row.epoch,
-            &route.isolation,
-            &route.database,
-            &route.schema,
-        ];
-        match self.client.query(sql, &values).await.doing(doing())?.len() {
-            1 => self.client.batch_execute("COMMIT").await.doing(doing()),
+        let answer = self.client.simple_query(&sql).await.doing(doing())?;
+        match answer.iter().filter(|message| matches!(message, SimpleQueryMessage::Row(_))).count() {
+            1 => Ok(()),
             _ => Err(Error::state(doing(), "its row in carveout.fence was changed by somebody else")),
         }
     }

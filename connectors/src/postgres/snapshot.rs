@@ -67,9 +67,10 @@ pub async fn current(client: &Client) -> Result<Snapshot> {
 /// What a snapshot taken now shows, and a position that every transaction of it ends at or before.
 pub async fn shown(client: &Client) -> Result<(Snapshot, Lsn)> {
     let doing = "take a snapshot";
-    let shown = current(client).await?;
-    let row = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await.doing(doing)?;
-    Ok((shown, parse_lsn(row.get(0))?))
+    // The snapshot is fixed when the statement begins; the position is read while it runs.
+    let sql = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text";
+    let row = client.query_typed_one(sql, &[]).await.doing(doing)?;
+    Ok((parse_snapshot(row.get(0))?, parse_lsn(row.get(1))?))
 }
 
 /// A transaction id above every one that has been given out: once a snapshot's xmin reaches it, all

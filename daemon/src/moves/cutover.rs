@@ -426,11 +426,12 @@ impl<'a> Switch<'a> {
         steps.took("hold");
         let pause = Instant::now();
         let within = async {
-            let (lsn, rechecked) = self.behind_the_fence(&held, &here, &there, &mut steps).await?;
+            let guarded = async { self.guarded(self.to.fence.wanting(&there, &self.to.tables).await?) };
+            let ((), lsn) = tokio::try_join!(guarded, self.drained(&held, &here, &mut steps))?;
+            let rechecked = self.behind_the_fence(&here, &there, &mut steps).await?;
             // Who came there before this was refused, who comes from now on waits: nobody is answered there for what was sent while
             // the others could still hear of what they had written here.
             let other = self.to.fence.hold_by(other, self.max_pause + MARGIN, self.max_pause).await?;
-
             Ok::<_, StepError>((lsn, rechecked, other))
         };
         let drained = tokio::time::timeout(self.max_pause, within).await;
@@ -496,25 +497,36 @@ impl<'a> Switch<'a> {
         Ok(client)
     }
 
-    /// While the writers wait: the other side gets all that they wrote, and the lane that runs afterwards its beginning.
-    async fn behind_the_fence(
+    /// No trigger of a fence is missing.
+    fn guarded(&self, wanting: Vec<String>) -> Result<(), StepError> {
+        let Some(table) = wanting.first() else { return Ok(()) };
+        let why = format!("a trigger of the fence around {table} is missing or disabled");
+        Err(not_ready(&self.moving.record(), &why, "find out who changes triggers, then try again"))
+    }
+
+    /// While the writers wait: the other side gets all that they wrote. That the fence was whole is seen before the barrier:
+    /// whoever enables a trigger waits for those who wrote without it, so none of them commits behind the barrier.
+    async fn drained(
         &self,
         held: &Held,
         here: &connectors::postgres::Client,
-        there: &connectors::postgres::Client,
         steps: &mut Steps,
-    ) -> Result<(Lsn, u64), StepError> {
-        let record = self.moving.record();
-        let mut wanting = held.wanting(&self.from.tables).await?;
-        wanting.extend(self.to.fence.wanting(there, &self.to.tables).await?);
-        if let Some(table) = wanting.first() {
-            let why = format!("a trigger of the fence around {table} is missing or disabled");
-            return Err(not_ready(&record, &why, "find out who changes triggers, then try again"));
-        }
+    ) -> Result<Lsn, StepError> {
+        self.guarded(held.wanting(&self.from.tables).await?)?;
         let lsn = held.barrier(here).await?;
         steps.took("barrier");
         drain(&self.lane.1, lsn).await?;
         steps.took("drain");
+        Ok(lsn)
+    }
+
+    /// When the other side has all: it is compared, and the lane that runs afterwards gets its beginning.
+    async fn behind_the_fence(
+        &self,
+        here: &connectors::postgres::Client,
+        there: &connectors::postgres::Client,
+        steps: &mut Steps,
+    ) -> Result<u64, StepError> {
         let mut rechecked = 0;
         if let Some(recheck) = &self.recheck {
             rechecked = recheck.last(&self.lane.0, &self.lane.1).await?;
@@ -538,7 +550,7 @@ impl<'a> Switch<'a> {
             control::begin_lane(here, begins).await?;
         }
         steps.took("begin");
-        Ok((lsn, rechecked))
+        Ok(rechecked)
     }
 }
 

@@ -3,6 +3,7 @@
 use futures_util::{StreamExt, pin_mut};
 use schemas::status::TableReport;
 use tokio_postgres::Row;
+use tokio_postgres::types::Type;
 
 use super::super::apply::{Keys, Picked};
 use super::super::catalog::Table;
@@ -69,7 +70,9 @@ async fn rows(side: &Side<'_>, key: &str, columns: &str, picked: &Picked) -> Res
 
 async fn ask(side: &Side<'_>, sql: &str, picked: &Picked) -> Result<Vec<Row>> {
     let doing = || format!("compare changed rows of {}", side.table);
-    let answer = side.client.query_raw(sql, picked.params()).await.doing(doing())?;
+    // Each parameter's type is said by its cast. In one message: writers may be waiting.
+    let params = picked.params().map(|param| (param, Type::UNKNOWN));
+    let answer = side.client.query_typed_raw(sql, params).await.doing(doing())?;
     pin_mut!(answer);
     let mut rows = Vec::new();
     while let Some(row) = answer.next().await {

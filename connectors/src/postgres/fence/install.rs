@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use schemas::TableName;
 use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
 
 use super::super::policy::{Owned, Path};
 use super::super::quote::{ident, literal, table as qualified};
@@ -75,7 +76,10 @@ pub(super) async fn wanting(client: &Client, row: Row, tables: &[Owned]) -> Resu
                           AND g.tgfoid IN (SELECT p.oid FROM pg_proc p WHERE p.pronamespace = to_regnamespace('carveout')
                                               AND starts_with(p.proname, $3)))";
     let triggers: Vec<String> = self::names(row).collect();
-    let rows = client.query(sql, &[&names, &triggers, &row.function()]).await.doing("look at a fence")?;
+    let function = row.function();
+    let values: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&names, Type::TEXT_ARRAY), (&triggers, Type::TEXT_ARRAY), (&function, Type::TEXT)];
+    let rows = client.query_typed(sql, &values).await.doing("look at a fence")?;
     let wanting: HashSet<String> = rows.iter().map(|row| row.get(0)).collect();
     let wanting = fenced.into_iter().filter(|name| wanting.contains(&qualified(name)));
     Ok(wanting.map(TableName::to_string).collect())

@@ -128,11 +128,11 @@ pub async fn hand_back(
     let ours = &pair.home;
     let lasts = given.iter().map(|block| i128::from(block.last));
     let given = lasts.reduce(|furthest, last| if ours.ahead(furthest, last) > 0 { last } else { furthest });
-    let drawn_there = drawn(guest, &pair.guest).await?;
+    let (drawn_there, drawn_here) = tokio::try_join!(drawn(guest, &pair.guest), drawn(home, ours))?;
     let elsewhere = given.is_none_or(|given| ours.ahead(given, drawn_there) > 0);
     let past = if elsewhere { drawn_there } else { given.unwrap_or(drawn_there) };
     // What others drew at home a crash may take back, a block not.
-    let behind = ours.ahead(past, drawn(home, ours).await?) < 0;
+    let behind = ours.ahead(past, drawn_here) < 0;
     if behind || elsewhere && given.is_some() { advance(home, ours, narrowed(past), patience).await } else { Ok(()) }
 }
 
@@ -154,7 +154,7 @@ async fn drawn(client: &Client, sequence: &Sequence) -> Result<i128> {
         sequence.increment,
         qualified(&sequence.name)
     );
-    let row = client.query_one(&sql, &[]).await.doing(format!("read sequence {}", sequence.name))?;
+    let row = client.query_typed_one(&sql, &[]).await.doing(format!("read sequence {}", sequence.name))?;
     number(sequence, Some(&row.get(0)))
 }
 

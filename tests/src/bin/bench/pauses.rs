@@ -9,7 +9,6 @@ mod figures;
 mod report;
 mod route;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};

@@ -31,7 +31,6 @@ pub struct Tenant {
 #[derive(Clone, Copy)]
 pub struct Written {
     pub due: Instant,
-    pub sent: Instant,
     pub told: Instant,
     /// Of the route that was followed.
     pub epoch: i64,
@@ -134,9 +133,8 @@ impl Shared {
                 if !self.keep.load(Ordering::Relaxed) {
                     sessions[other] = None;
                 }
-                let sent = Instant::now();
                 if self.write(&mut sessions[here], &route, number).await? {
-                    break Written { due, sent, told: Instant::now(), epoch: route.epoch };
+                    break Written { due, told: Instant::now(), epoch: route.epoch };
                 }
                 ledger.refused += 1;
                 self.resolver.refused(&route).await?;
