@@ -69,7 +69,7 @@ fn show(options: &Options) -> Result<bool> {
     let killed = Instant::now();
     scene.start_daemon()?;
     scene.wait("both tenants in step", PATIENCE, |tenants| {
-        tenants.len() == play.moves.len() && tenants.iter().all(|t| t.phase == "streaming")
+        tenants.len() == play.moves.len() && tenants.iter().all(|t| matches!(t.phase.as_str(), "streaming" | "ready"))
     })?;
     let in_step = killed.elapsed();
     scene.say(&format!("both tenants are in step; {} s more of load", options.seconds));

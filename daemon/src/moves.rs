@@ -2,6 +2,7 @@
 //!
 //! Every phase is stored before its first side effect, and every step can be run twice.
 
+mod certificate;
 pub mod complete;
 mod copy;
 pub mod cutover;
@@ -45,6 +46,7 @@ use crate::router::TableRoute;
 use crate::spool::SpoolState;
 use crate::store::{Store, StoreError};
 use crate::throttle::Throttle;
+use certificate::Certificate;
 pub use driver::drive;
 use reverse::Reverse;
 
@@ -269,6 +271,7 @@ pub struct Moving {
     earlier: OnceLock<Arc<Moving>>,
     /// Rows that the last comparison in this run found different.
     differences: Mutex<Option<u64>>,
+    certificate: Mutex<Option<Certificate>>,
     /// What was not made in the target, and why, as far as this run knows.
     left_out: Mutex<Vec<String>>,
     /// Set to end the driver and the lane.
@@ -293,6 +296,8 @@ impl Moving {
             reverse: Mutex::new(None),
             earlier: OnceLock::new(),
             differences: Mutex::new(None),
+            certificate: Mutex::new(None),
+
             left_out: Mutex::new(Vec::new()),
             stop: watch::Sender::new(false),
         }
@@ -301,6 +306,14 @@ impl Moving {
     /// The record as it stands.
     pub fn record(&self) -> MoveRecord {
         lock(&self.record).clone()
+    }
+
+    /// Whether both sides were equal not long ago, and little has changed since.
+    pub fn is_certified(&self) -> bool {
+        let mut certificate = lock(&self.certificate);
+        // The lane need not note any more.
+        certificate.take_if(|certificate| !certificate.counts() && !certificate.is_in_use());
+        certificate.as_ref().is_some_and(Certificate::counts)
     }
 
     /// The spool, while the lane is open.

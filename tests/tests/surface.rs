@@ -1,6 +1,7 @@
 //! What a person or a script sees of the product: commands, exit codes, words, HTTP, and what it refuses to go
 //! on from. One small database, one cluster; one module per kind of promise.
 
+mod certificate;
 mod check;
 mod configuration;
 mod grants;

@@ -5,6 +5,7 @@ pub mod apply;
 pub mod catalog;
 pub mod checksum;
 pub mod client;
+mod collisions;
 pub mod control;
 pub mod copy;
 pub mod error;

@@ -9,7 +9,7 @@ use super::client::connect;
 use super::policy::{Owned, Policies};
 use super::provision::{needs, report};
 use super::version::{self, Version};
-use super::{Doing, Result, grants, policy, prepare};
+use super::{Doing, Result, collisions, grants, policy, prepare};
 
 /// A transaction open for longer than this is worth a warning: slot and snapshots wait for it.
 const LONG_TRANSACTION: &str = "5 minutes";
@@ -34,6 +34,10 @@ pub async fn check(config: &Config) -> Result<(Vec<Finding>, Vec<Owned>)> {
     }
     findings.extend(refused);
     findings.extend(without_tenant(&client, &owned).await?);
+    if config.tenant_strategy.migration_config.rollback_enabled {
+        findings.extend(collisions::findings(&client, &owned).await?);
+    }
+
     findings.extend(grants::source(&client, config, &owned).await?);
     let tables: Vec<&Table> = owned.iter().map(|owned| &owned.table).collect();
     let needs = needs::read(&client, &tables).await?;

@@ -16,6 +16,7 @@ use schemas::event::Detail;
 use schemas::record::Fault;
 use schemas::status::{TableReport, VerifyReport};
 
+use super::certificate::Certificate;
 use super::cutover::{NOT_EQUAL, not_ready};
 use super::verify::{self, Compared, PATIENCE, PAUSE, Verifying, stand, still};
 use super::{Context, Moving, StepError};
@@ -39,6 +40,8 @@ pub struct Recheck {
     /// Whether the lane leads home.
     back: bool,
     changed: Arc<Changed>,
+    /// A `verify` leaves that alone.
+    _used: Option<Arc<()>>,
     /// Rows of each table when both sides were compared.
     rows: HashMap<String, u64>,
 }
@@ -57,6 +60,8 @@ impl Recheck {
     pub async fn begin(context: &Context, moving: &Moving) -> Result<(VerifyReport, Recheck), StepError> {
         let changed = Arc::new(Changed::default());
         let report = verify::verify_noting(context, moving, Some(&changed)).await?;
+        let used = super::lock(&moving.certificate).as_ref().map(Certificate::used);
+
         let record = moving.record();
         let (source, target) = (&context.config.source.url, context.target(&record)?);
         let back = record.back.is_some();
@@ -68,7 +73,7 @@ impl Recheck {
             Lost::Asking(error) => error.into(),
         })?;
         let rows = report.tables.iter().map(|table| (table.table.clone(), table.source_rows)).collect();
-        let recheck = Recheck { tables, home, own, back, changed, rows };
+        let recheck = Recheck { tables, home, own, back, changed, _used: used, rows };
         // The first time the server has to read up on the tables, and that is not for the pause.
         for table in &recheck.tables {
             if let Some(key) = table.home.2.best_key() {
@@ -145,7 +150,10 @@ impl Recheck {
             let rows = self.rows.entry(report.table.clone()).or_default();
             *rows = report.source_rows.max(*rows);
         }
-        equal(context, moving, &reports)
+        equal(context, moving, &reports)?;
+        let mut certificate = super::lock(&moving.certificate);
+        *certificate = certificate.as_ref().map(|certificate| certificate.renewed(&self.changed));
+        Ok(())
     }
 
     /// Compares what is left, while nobody writes. Returns how many rows were looked at.
@@ -244,6 +252,7 @@ fn equal(context: &Context, moving: &Moving, reports: &[TableReport]) -> Result<
     }
     let differences = unequal.iter().map(|report| report.differences).sum();
     *super::lock(&moving.differences) = Some(differences);
+    *super::lock(&moving.certificate) = None;
     moving.update(&context.store, |record| record.verified_at = None)?;
     moving.tell("verify", Detail { equal: Some(false), differences: Some(differences), ..Detail::default() });
     let names = unequal.iter().map(|report| {

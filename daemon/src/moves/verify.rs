@@ -19,6 +19,7 @@ use schemas::record::{Fault, MoveRecord};
 use schemas::status::VerifyReport;
 use tokio::sync::{mpsc, oneshot};
 
+use super::certificate::Certificate;
 use super::{Context, Moving, StepError};
 use crate::lane::LaneCommand;
 
@@ -104,6 +105,10 @@ async fn verify_at(
         return Err(refuse("it is paused", "`carveout resume`, then verify"));
     }
     let _verifying = Verifying::begin(moving)?;
+    let own = Arc::new(Changed::default());
+    // Whoever is about to move the writes goes by what is noted already.
+    let in_use = super::lock(&moving.certificate).as_ref().is_some_and(Certificate::is_in_use);
+    let changed = changed.or((!in_use).then_some(&own));
     let target = context.target(&record)?;
     let tables = tables(context, moving, &target).await?;
     let began = Instant::now();
@@ -128,6 +133,11 @@ async fn verify_at(
     };
     let differences = report.tables.iter().map(|table| table.differences).sum();
     *super::lock(&moving.differences) = Some(differences);
+    match changed {
+        _ if !report.equal => *super::lock(&moving.certificate) = None,
+        Some(changed) => *super::lock(&moving.certificate) = Some(Certificate::new(changed)),
+        None => {}
+    }
     moving.update(&context.store, |record| record.verified_at = report.equal.then_some(report.lsn))?;
     let (equal, lsn) = (Some(report.equal), Some(report.lsn));
     moving.tell("verify", Detail { equal, lsn, differences: Some(differences), ..Detail::default() });

@@ -134,11 +134,7 @@ fn tenant_status(context: &Context, moving: &Moving, progress: &Progress) -> Ten
     TenantStatus {
         server: record.server.as_ref().map(OwnServer::to_string),
         target,
-        phase: match moving.rehearsing.load(Ordering::Relaxed) {
-            true => "rehearsing",
-            false => record.word(lag_seconds, lane.verifying.load(Ordering::Relaxed)),
-        }
-        .to_owned(),
+        phase: phase(moving, lane, lag_seconds).to_owned(),
         isolation: if record.phase.lives_in_target() { own } else { record.home() }.to_owned(),
         to: to.to_owned(),
         rows_copied: copying.rows_copied.load(Ordering::Relaxed),
@@ -163,6 +159,17 @@ fn tenant_status(context: &Context, moving: &Moving, progress: &Progress) -> Ten
         route_epoch: u64::try_from(record.epoch).ok().filter(|epoch| *epoch > 0),
         tenant: record.tenant,
         r#move: record.id,
+    }
+}
+
+/// What is going on.
+fn phase(moving: &Moving, lane: &Moving, lag_seconds: Option<f64>) -> &'static str {
+    if moving.rehearsing.load(Ordering::Relaxed) {
+        return "rehearsing";
+    }
+    match moving.record().word(lag_seconds, lane.verifying.load(Ordering::Relaxed)) {
+        "streaming" if lane.is_certified() => "ready",
+        word => word,
     }
 }
 

@@ -157,3 +157,45 @@ async fn tables_that_come_for_a_tenant_meanwhile_are_no_finding() -> Result<()> 
     tokio::try_join!(making, looking)?;
     Ok(())
 }
+
+/// A unique value that two tenants could both take while one of them lives elsewhere is named, with its columns; what holds the
+/// tenant's key, leads to its rows, or is drawn for each side alone is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn unique_constraints_over_all_tenants_are_named_before_there_is_a_way_back() -> Result<()> {
+    let desk = Desk::open().await?;
+    desk.sql(
+        "CREATE EXTENSION btree_gist;
+         CREATE TABLE kinds (id integer PRIMARY KEY, name text UNIQUE);
+         CREATE TABLE people (id bigserial PRIMARY KEY, bid integer NOT NULL, email text, phone text, code uuid UNIQUE,
+                              UNIQUE (bid, phone));
+         CREATE UNIQUE INDEX ON people (lower(email)) WHERE phone IS NULL;
+         CREATE TABLE badges (person bigint PRIMARY KEY REFERENCES people, number integer, kind integer REFERENCES kinds,
+                              room text, at int4range, UNIQUE (number, kind), EXCLUDE USING gist (room WITH =, at WITH &&));
+         CREATE TABLE numbered (id integer GENERATED ALWAYS AS IDENTITY UNIQUE, bid integer NOT NULL, nr integer PRIMARY KEY)",
+    )
+    .await?;
+    let tables = [("kinds", "{reference: true}"), ("badges", "{via: person}")];
+    let tables = tables.map(|(name, policy)| (name.to_owned(), policy.to_owned())).to_vec();
+    let config =
+        desk.scene.write_config("uniques", &Configuration { tables: tables.clone(), ..Configuration::default() })?;
+    let said = run(&config, &["check", "--output", "json"]).await?;
+    let findings: Value = serde_json::from_str(&said.stdout).context("read the findings")?;
+    let found = findings.as_array().context("a list")?.iter().filter_map(|finding| {
+        let (object, cause) = (finding["object"].as_str()?, finding["cause"].as_str()?);
+        let columns = cause.strip_prefix("unique over all tenants: ")?.split(". ").next()?;
+        Some((object, columns, finding["severity"].as_str()?))
+    });
+    let mut found: Vec<_> = found.collect();
+    found.sort_unstable();
+    let wanted = [
+        ("public.badges", "(number, kind), (room, at)", "warning"),
+        ("public.numbered", "(nr)", "warning"),
+        ("public.people", "(lower(email))", "warning"),
+    ];
+    ensure!(found == wanted, "{found:?}");
+    let strategy = "  migration_config: {rollback_enabled: false}\n".to_owned();
+    let path = desk.scene.write_config("without", &Configuration { tables, strategy, ..Configuration::default() })?;
+    let said = run(&path, &["check"]).await?;
+    ensure!(!said.stdout.contains("unique over all tenants"), "{said:#?}");
+    Ok(())
+}
