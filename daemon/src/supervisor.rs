@@ -385,7 +385,8 @@ fn with_lanes<'a>(records: &'a [MoveRecord], backs: &'a [MoveRecord]) -> impl It
             matches!(record.phase, Phase::CuttingOver | Phase::Moved | Phase::RollingBack | Phase::Returning)
                 && record.reverse == Some(back.id)
         };
-        back.back.as_ref().is_some_and(|back| back.slot.is_none()) && back.phase.has_lane() && records.iter().any(moved)
+        let shared = back.back.as_ref().is_some_and(|back| back.slot.is_none());
+        shared && back.phase.has_lane() && reverse::is_made(back) && records.iter().any(moved)
     };
     forward.chain(backs.iter().filter(wanted))
 }

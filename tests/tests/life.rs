@@ -3,6 +3,7 @@
 mod back;
 mod branches;
 mod clients;
+mod home;
 mod log;
 mod probes;
 pub mod recheck;

@@ -103,6 +103,8 @@ SELECT string_agg(pg_describe_object(o.classid, o.oid, 0), ', ' ORDER BY o.class
          WHERE oid >= 16384 AND nspname NOT IN ('carveout', 'public') AND nspname !~ '^pg_(toast_)?temp_'
         UNION ALL SELECT 'pg_type'::regclass, oid FROM pg_type WHERE oid >= 16384 AND typtype IN ('e', 'd', 'r')
         UNION ALL SELECT 'pg_proc'::regclass, oid FROM pg_proc WHERE oid >= 16384
+           AND (pronamespace IS DISTINCT FROM to_regnamespace('carveout')::oid OR proname !~ '^fence_[0-9]')
+
         UNION ALL SELECT 'pg_extension'::regclass, oid FROM pg_extension WHERE oid >= 16384
         UNION ALL SELECT 'pg_largeobject'::regclass, oid FROM pg_largeobject_metadata
         UNION ALL SELECT 'pg_publication'::regclass, oid FROM pg_publication

@@ -74,11 +74,15 @@ pub async fn prepare(
 
 /// What a tenant leaves that had a schema of its own cannot be kept: its move made it.
 pub fn may_keep(record: &MoveRecord, keep_source: bool) -> Result<(), StepError> {
-    match keep_source && record.from.is_some() {
-        true => {
+    match keep_source {
+        true if record.from.is_some() => {
             Err(not_ready(record, "the schema that the tenant leaves cannot be kept", "`carveout complete` drops it"))
         }
-        false => Ok(()),
+        true if record.returning => {
+            let why = "what was copied home of a return that was given up cannot be kept";
+            Err(not_ready(record, why, "`carveout complete` deletes it"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -117,8 +121,10 @@ pub(super) async fn complete(context: &Arc<Context>, moving: &Arc<Moving>) -> Re
         look_for_leaks(context, moving, &tables, keep).await?;
         moving.update(&context.store, |record| record.completion.get_or_insert_default().empty = true)?;
     }
-    cutover::take_away(context, moving, true).await?;
+    // Until then the fence refuses who still writes there.
     stages::leave(context, moving).await?;
+    cutover::take_away(context, moving, true).await?;
+
     if !record.returning {
         hooks::report(context.config.hooks.after_complete.as_ref(), "after_complete", &record.tenant).await;
     }
@@ -179,7 +185,8 @@ async fn look_for_leaks(context: &Context, moving: &Moving, tables: &[Owned], ke
     let source = client::connect(&context.config.source.url, "complete").await?;
     let there = client::connect(&target.url, "complete").await?;
     let residue = counted(purge::residue(&source, tables, &record.tenant).await?);
-    let foreign = foreign(context, moving, &there).await?;
+    // Of a target that is as it was before a return that was given up nothing is said.
+    let foreign = if record.returning { Vec::new() } else { foreign(context, moving, &there).await? };
     let left = residue.first().filter(|_| !keep);
     if let Some((table, rows)) = left {
         let why = format!(

@@ -26,7 +26,7 @@ use super::{Context, Moving, StepError, driver, hooks, sequences};
 use crate::lane::LaneCommand;
 use crate::stop;
 pub use after::resolve;
-pub(super) use after::{clear_up, fence_for_a_return, shut_target, take_away};
+pub(super) use after::{clear_up, fence_for_a_return, remove_fence, shut_target, take_away};
 use after::{finish, released};
 
 /// How long to try to put the fence around one table.

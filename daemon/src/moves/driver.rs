@@ -9,7 +9,9 @@ use std::time::Duration;
 use connectors::postgres::apply::SinkPlan;
 use connectors::postgres::catalog::Table;
 use connectors::postgres::control::Checkpoint;
+use connectors::postgres::fence::End;
 use connectors::postgres::policy::Owned;
+
 use connectors::postgres::{Client, client, control, provision, version};
 use schemas::config::{Isolation, Target};
 use schemas::phase::Event;
@@ -86,7 +88,9 @@ async fn give_up(context: &Context, moving: &Moving, error: StepError) {
     }
     moving.meter.set_trouble(None);
     let next = match record.phase {
+        Phase::Cancelling if record.returning => "mend the cause, then `carveout complete` again",
         Phase::Cancelling => "mend the cause, then `carveout cancel` again",
+
         Phase::Completing => "mend the cause, then `carveout complete` again",
         _ => "mend the cause, then `carveout move` resumes where it stopped; or `carveout cancel`",
     };
@@ -415,21 +419,28 @@ async fn follow(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), Step
 
 /// Drops what the move created, and nothing else.
 async fn drop_target(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
-    cutover::take_away(context, moving, true).await?;
+    reverse::discard(context, moving).await?;
+    cutover::remove_fence(context, moving, End::Source).await?;
     close_lane(context, moving).await?;
     stages::unpublish(context, moving).await?;
     let record = moving.record();
     let target = context.target(&record)?;
+    let mut there = true;
     if let (Isolation::Database, Some(admin)) = (record.to, &target.admin_url) {
         if record.made_database {
             provision::drop_database(admin, &target.url, &target.database, record.id, &context.state).await?;
-            return Ok(());
-        }
-        if !provision::database_exists(admin, &target.database).await? {
-            return Ok(());
+            there = false;
+        } else {
+            there = provision::database_exists(admin, &target.database).await?;
         }
     }
-    let mut client = client::connect(&target.url, "cancel").await?;
-    provision::drop_objects(&mut client, record.id, &context.state).await?;
-    Ok(())
+    if there {
+        let mut client = client::connect(&target.url, "cancel").await?;
+        provision::drop_objects(&mut client, record.id, &context.state).await?;
+    }
+    // Until then it refuses who still writes there.
+    if there {
+        cutover::remove_fence(context, moving, End::Target).await?;
+    }
+    Ok(moving.update(&context.store, |record| record.fenced = false)?)
 }

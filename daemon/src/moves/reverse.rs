@@ -115,10 +115,12 @@ pub async fn open(context: &Arc<Context>, moving: &Arc<Moving>, phase: Phase) ->
     let fresh_xid = snapshot::next_xid(&client).await?;
     context.store.put_move(&MoveRecord { published, fresh_xid, ..back })?;
     let reverse = resume(context, id, None).await?;
-    if reverse.is_shared() {
-        driver::open_lane(&reverse.context, &reverse.moving, &tables).await?;
-    }
+    // Before its lane is open: that may break at once, and whoever hears of it looks for it here.
     moving.set_reverse(Some(Arc::clone(&reverse)));
+    if reverse.is_shared() {
+        let opened = driver::open_lane(&reverse.context, &reverse.moving, &tables).await;
+        opened.inspect_err(|_| moving.set_reverse(None))?;
+    }
     Ok(reverse)
 }
 
@@ -226,9 +228,9 @@ pub(super) async fn come_home(context: &Arc<Context>, moving: &Arc<Moving>) -> R
     cutover::fence_for_a_return(context, moving).await?;
     nobody_elses(context, moving).await?;
     let record = moving.record();
-    // What it publishes is stored last before the lane is opened.
-    let opened = |back: &MoveRecord| Some(back.id) == record.reverse && !back.published.tables.is_empty();
+    let opened = |back: &MoveRecord| Some(back.id) == record.reverse && is_made(back);
     let opened = context.store.moves()?.into_iter().find(opened);
+
     let reverse = match (moving.reverse(), opened) {
         (Some(reverse), _) if reverse.moving.record().phase != Phase::NeedsCopy => reverse,
         (None, Some(back)) if back.phase != Phase::NeedsCopy => resume(context, back.id, None).await?,
@@ -260,6 +262,11 @@ pub(super) async fn come_home(context: &Arc<Context>, moving: &Arc<Moving>) -> R
         Some(fault) => Err(StepError::Fault(fault)),
         None => Ok(()),
     }
+}
+
+/// Whether all is there that a lane back needs: what it publishes is stored last, before the lane is opened.
+pub fn is_made(back: &MoveRecord) -> bool {
+    !back.published.tables.is_empty()
 }
 
 /// What a tenant would bring home that is not its own, or would find there.
@@ -350,7 +357,8 @@ impl Reverse {
         Reverse { context, moving, lane: Mutex::new(None), pipeline: Mutex::new(pipeline) }
     }
 
-    fn is_shared(&self) -> bool {
+    /// Whether the source's pipeline reads its tables.
+    pub fn is_shared(&self) -> bool {
         self.moving.record().back.is_some_and(|back| back.slot.is_none())
     }
 
@@ -420,11 +428,16 @@ impl Reverse {
             None => connection.insert(client::connect(&source.url, "watch").await?),
         };
         let now = slot::published(client, &source.publication, &record.tables).await?;
-        Ok(record.published.change(&now).map(|(object, cause)| {
-            let message = format!("{cause}: changes may not have been in the stream");
-            Fault::new("target_changed", object, message, "")
-        }))
+        Ok(target_changed(&record, &now))
     }
+}
+
+/// What happened to a table of a lane back that the stream does not say.
+pub fn target_changed(record: &MoveRecord, now: &Published) -> Option<Fault> {
+    record.published.change(now).map(|(object, cause)| {
+        let message = format!("{cause}: changes may not have been in the stream");
+        Fault::new("target_changed", object, message, "")
+    })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -47,14 +47,11 @@ pub(super) async fn sides(context: &Context, moving: &Moving) -> Result<Sides, S
 /// Reserves a block for every sequence that has none left, and gives it to the target.
 pub(super) async fn give_blocks(context: &Context, moving: &Moving) -> Result<(), StepError> {
     let mut sides = sides(context, moving).await?;
-    if let Some(mut schema) = schema_sides(context, moving).await? {
-        // What the tenant drew there while nobody reserved any.
-        let given = moving.earlier();
-        for pair in &schema.pairs {
-            let given = given.map_or(Vec::new(), |earlier| self::given(earlier, pair));
-            sequences::hand_back(&mut schema.home, &schema.guest, pair, &given, PATIENCE).await?;
-        }
+    if let (Some(mut schema), Some(earlier)) = (schema_sides(context, moving).await?, moving.earlier()) {
+        // What the tenant drew there while nobody reserved any, and what it draws there until its writes have moved.
+        fill(context, earlier, &mut schema).await?;
     }
+
     fill(context, moving, &mut sides).await
 }
 

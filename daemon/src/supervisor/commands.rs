@@ -125,7 +125,8 @@ impl Supervisor {
                 let next = "`carveout complete` ends the move without a way back";
                 return Err(no("reverse", &record.id.to_string(), "the lane back has lost changes for good", next));
             }
-            entry.moving.advance(&self.context.store, Event::Return)?;
+            // What has come home is copied once more.
+            entry.moving.advance_with(&self.context.store, Event::Return, |record| record.copy_again = true)?;
         }
         let stands =
             record.fault.is_some() || back.is_some_and(|back| back.fault.is_some() || back.phase == Phase::NeedsCopy);
@@ -143,9 +144,21 @@ impl Supervisor {
             one_name_each(tables)?;
         }
         Self::stop_driver(entry).await;
-        if let Some(reverse) = entry.moving.way_back() {
-            reverse.moving.update(&self.context.store, |record| (record.fault, record.stopped_at) = (None, None))?;
+        match entry.moving.way_back() {
+            Some(reverse) => {
+                reverse
+                    .moving
+                    .update(&self.context.store, |record| (record.fault, record.stopped_at) = (None, None))?;
+            }
+            // It was not opened since the daemon began.
+            None => {
+                let back = |lane: &MoveRecord| lane.back.is_some() && Some(lane.id) == record.reverse;
+                if let Some(lane) = self.context.store.moves()?.into_iter().find(back) {
+                    self.context.store.put_move(&MoveRecord { fault: None, stopped_at: None, ..lane })?;
+                }
+            }
         }
+
         entry.moving.update(&self.context.store, |record| {
             (record.fault, record.stopped_at, record.paused) = (None, None, false);
             if let Ok(phase) = record.phase.after(Event::CopyAgain) {
@@ -439,6 +452,15 @@ impl Supervisor {
             Phase::Completed
         } else {
             still_shared(&entry, "cancel")?;
+            if record.returning && record.phase == Phase::Following && record.fault.is_none() {
+                let next = "`carveout complete` compares once more and drops what it has left; `carveout rollback` takes it back there";
+                return Err(no(
+                    "phase",
+                    &record.id.to_string(),
+                    "the tenant has come home: there is nothing to cancel",
+                    next,
+                ));
+            }
             Self::stop_driver(&entry).await;
             entry.moving.update(&self.context.store, |record| {
                 if let Ok(phase) = record.phase.after(Event::Cancel) {
@@ -481,7 +503,8 @@ fn refused(Refusal { fault, .. }: &Refusal) -> Detail {
 /// Whether a tenant that comes home does not get on.
 fn stands(entry: &Entry) -> bool {
     let record = entry.moving.record();
-    record.returning && (record.fault.is_some() || record.paused)
+    let lane = entry.moving.way_back().is_some_and(|back| back.moving.record().fault.is_some());
+    record.returning && (record.fault.is_some() || record.paused || lane)
 }
 
 async fn has_rows(owned: &[Owned], source: &postgres::Client, tenant: &TenantId) -> Result<bool, Refusal> {

@@ -75,6 +75,12 @@ impl Supervisor {
             record.skipped.push(skip);
             (record.fault, record.stopped_at, record.paused, record.verified_at) = (None, None, false, None);
         })?;
+        // What a lane home says, the move says too.
+        entry.moving.update(&self.context.store, |record| {
+            if record.returning {
+                (record.fault, record.stopped_at) = (None, None);
+            }
+        })?;
         self.spawn_driver(entry);
         Ok(())
     }

@@ -11,6 +11,7 @@ use schemas::TableName;
 use schemas::record::{Fault, MoveRecord};
 
 use super::{Entry, Supervisor};
+use crate::moves::reverse::{self, Reverse};
 
 /// How often the catalogs are looked at.
 const EVERY: Duration = Duration::from_secs(1);
@@ -37,7 +38,11 @@ impl Supervisor {
             .map(|entry| (entry.clone(), entry.moving.record()))
             .filter(|(_, record)| record.phase.has_lane() && record.fault.is_none())
             .collect();
-        let mut tables: Vec<TableName> = watched.iter().flat_map(|(_, record)| record.tables.clone()).collect();
+        let backs: Vec<(Entry, Arc<Reverse>)> = self.shared_ways_back();
+        let backs = backs.into_iter().map(|(entry, back)| (entry, back.moving.record(), back)).collect::<Vec<_>>();
+        let records = watched.iter().map(|(_, record)| record).chain(backs.iter().map(|(_, record, _)| record));
+        let mut tables: Vec<TableName> = records.flat_map(|record| record.tables.clone()).collect();
+
         tables.sort_unstable();
         tables.dedup();
         if tables.is_empty() {
@@ -53,8 +58,35 @@ impl Supervisor {
                 self.stop_changed(&entry, &record, object, cause).await;
             }
         }
+        for (entry, record, back) in backs {
+            if let Some(fault) = reverse::target_changed(&record, &now) {
+                self.break_way_back(&entry, &back, fault).await;
+            }
+        }
+
         self.context.published.send_modify(|(looks, published)| (*looks, *published) = (*looks + 1, now));
         Ok(())
+    }
+
+    /// Those whose tables are in the source's publication: schemas of its database.
+    fn shared_ways_back(&self) -> Vec<(Entry, Arc<Reverse>)> {
+        let entries: Vec<Entry> = self.lock().values().cloned().collect();
+        let backs = entries.into_iter().filter_map(|entry| Some((entry.clone(), entry.moving.reverse()?)));
+        let runs = |back: &Reverse| back.is_shared() && back.moving.record().phase.has_lane();
+        backs.filter(|(_, back)| runs(back)).collect()
+    }
+
+    async fn break_way_back(&self, entry: &Entry, back: &Arc<Reverse>, fault: Fault) {
+        // Whoever takes it away says so before its tables leave the publication.
+        if !entry.moving.reverse().is_some_and(|now| Arc::ptr_eq(&now, back)) {
+            return;
+        }
+        back.broken(fault);
+        if let Ok(Some(lane)) = self.context.pipeline.close(back.moving.record().id).await
+            && let Err(error) = lane.spool.remove()
+        {
+            tracing::warn!(%error, "a spool could not be removed");
+        }
     }
 
     async fn stop_changed(&self, entry: &Entry, seen: &MoveRecord, object: String, cause: &str) {

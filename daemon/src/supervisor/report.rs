@@ -118,6 +118,8 @@ fn tenant_status(context: &Context, moving: &Moving, progress: &Progress) -> Ten
     blocked_by.extend(lag_seconds.filter(|lag| *lag >= CAUGHT_UP_SECONDS).map(|_| "it is not caught up".to_owned()));
     blocked_by.extend(progress.fault.as_ref().map(|fault| fault.message.clone()));
     blocked_by.extend(record.fault.as_ref().map(|fault| fault.message.clone()));
+    let fault_back = reverse.as_ref().and_then(|reverse| reverse.moving.record().fault);
+    blocked_by.extend(fault_back.as_ref().map(|fault| fault.message.clone()));
     blocked_by.extend(record.paused.then(|| "it is paused".to_owned()));
     let unproved = |lsn| format!("transaction {lsn} was left out, and no clean verify has come after it");
     blocked_by.extend(record.unproved_skip().map(unproved));
@@ -127,7 +129,7 @@ fn tenant_status(context: &Context, moving: &Moving, progress: &Progress) -> Ten
     let (to, target) = bound_for(context, &record, own);
     // Of a tenant that comes home, the rows that are copied are the lane's.
     let copying = if record.returning { lane } else { moving };
-    let fault_back = reverse.as_ref().and_then(|reverse| reverse.moving.record().fault);
+
     let copies = matches!(record.phase, Phase::Copying | Phase::Returning) && !record.paused && record.fault.is_none();
     let throttled_by = context.gate.reason().filter(|_| copies);
     let warnings = kept_too_long(context, &record, now).into_iter().collect();

@@ -76,6 +76,7 @@ impl Supervisor {
             paths: earlier.tables.iter().map(|_| TablePath::Reference).collect(),
             from: Some(Stage { schema: schema.clone(), homes: earlier.tables.clone(), paths: earlier.paths.clone() }),
             after: Some(earlier.id),
+            epoch: earlier.epoch,
             ..record
         })
     }
@@ -118,6 +119,12 @@ impl Supervisor {
                 self.spawn_driver(entry);
                 ended?;
             }
+        }
+        if entry.moving.record().phase == Phase::Cancelling && entry.moving.record().fault.is_some() {
+            let _one = self.commands.lock().await;
+            Self::stop_driver(entry).await;
+            entry.moving.update(&self.context.store, |record| record.fault = None)?;
+            self.spawn_driver(entry);
         }
         if !matches!(entry.moving.record().phase, Phase::Cancelling | Phase::Cancelled) {
             return Err(no(

@@ -3,7 +3,7 @@
 use super::*;
 
 /// What of a tenant's target there is.
-async fn target_exists(stage: &Stage, tenant: &str, to: &str) -> Result<bool> {
+pub(super) async fn target_exists(stage: &Stage, tenant: &str, to: &str) -> Result<bool> {
     let client = match to {
         "database" => stage.scene.target_client("postgres").await?,
         _ => stage.scene.source_client().await?,
@@ -17,7 +17,7 @@ async fn target_exists(stage: &Stage, tenant: &str, to: &str) -> Result<bool> {
 
 impl Stage {
     /// Moves a tenant for good.
-    async fn complete(&self, tenant: &str, to: &str) -> Result<()> {
+    pub(super) async fn complete(&self, tenant: &str, to: &str) -> Result<()> {
         self.carve(tenant, to).await?;
         cli(&self.config, &["cutover", tenant]).await?;
         cli(&self.config, &["complete", tenant]).await?;
@@ -25,7 +25,7 @@ impl Stage {
     }
 
     /// Asks it home, until it is in step.
-    async fn bring_home(&self, tenant: &str) -> Result<()> {
+    pub(super) async fn bring_home(&self, tenant: &str) -> Result<()> {
         cli(&self.config, &["move", tenant, "--to", "shared"]).await?;
         let status = phase(&self.daemon, tenant, &["streaming", "ready"]).await?;
         ensure!(status["to"] == "shared" && status["isolation"] != "shared", "{status}");
@@ -154,7 +154,7 @@ async fn a_return_is_refused_by_name() -> Result<()> {
     phase(&stage.daemon, "1", &["streaming", "ready"]).await?;
     said(&["rehearse", "1"], 1, &["cannot be rehearsed"]).await?;
     said(&["verify", "1"], 0, &["is equal"]).await?;
-    said(&["move", "1", "--to", "shared"], 0, &["streaming"]).await?;
+    said(&["move", "1", "--to", "shared"], 0, &["to shared"]).await?;
     said(&["pause", "1"], 0, &[]).await?;
     said(&["cutover", "1"], 1, &["not in step"]).await?;
     said(&["resume", "1"], 0, &[]).await?;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use connectors::postgres::{client, control, fence};
+use connectors::postgres::fence::{self, End};
+use connectors::postgres::{client, control};
 use schemas::Phase;
 use schemas::phase::Event;
 use schemas::record::Fault;
@@ -101,18 +102,26 @@ pub(in crate::moves) async fn take_away(
     all: bool,
 ) -> Result<(), StepError> {
     reverse::discard(context, moving).await?;
+    if moving.record().rolled_back && !all {
+        return Ok(());
+    }
+    remove_fence(context, moving, End::Source).await?;
+    remove_fence(context, moving, End::Target).await?;
+    Ok(moving.update(&context.store, |record| record.fenced = false)?)
+}
+
+/// Takes one fence away, if there is one.
+pub(in crate::moves) async fn remove_fence(context: &Context, moving: &Moving, end: End) -> Result<(), StepError> {
     let record = moving.record();
-    if !record.fenced || (record.rolled_back && !all) {
+    if !record.fenced {
         return Ok(());
     }
     let (source, target) = ends(context, &record)?;
-    for side in [source, target] {
-        let mut client = client::connect(&side.url, &format!("fence {}", record.id)).await?;
-        if control::access(&client).await? != control::Access::Absent {
-            fence::remove(&mut client, &side.fence, FENCE_PATIENCE).await?;
-        }
+    let side = if end == End::Source { source } else { target };
+    let mut client = client::connect(&side.url, &format!("fence {}", record.id)).await?;
+    if control::access(&client).await? != control::Access::Absent {
+        fence::remove(&mut client, &side.fence, FENCE_PATIENCE).await?;
     }
-    moving.update(&context.store, |record| record.fenced = false)?;
     Ok(())
 }
 

@@ -59,7 +59,7 @@ pub async fn run() -> Result<()> {
     for tenant in 1..=tenants {
         until("the copies", PATIENCE, async || {
             let status = daemon.tenant(&tenant.to_string()).await?;
-            ensure!(status["phase"] == "streaming", "{status}");
+            ensure!(status["phase"] == "streaming" || status["phase"] == "ready", "{status}");
             Ok(())
         })
         .await?;

@@ -53,9 +53,11 @@ pub fn print(flips: &[Flip], mut written: Vec<Written>, mut others: Vec<Written>
     println!("{}", number(flips, "pause_ms")?.line("pause, as the daemon says"));
     steps(flips);
     println!("{}", Figures::of(longest(flips, &written)).line("the tenant's slowest write, of each flip"));
-    let quiet: Vec<Window> = flips.iter().map(|flip| flip.quiet).collect();
-    println!("{}", Window::latencies(&quiet, &written).line("the tenant's writes meanwhile"));
-    of_others(flips, &pauses, &others);
+    let busy: Vec<Window> = flips.iter().map(|flip| flip.busy).collect();
+    let quiet: Vec<Window> = flips.iter().filter_map(|flip| flip.quiet).collect();
+    println!("{}", Window::latencies(&busy, &written).line("the tenant's writes, during cutovers"));
+    println!("{}", Window::latencies(&quiet, &written).line("  without"));
+    of_others(&busy, &quiet, &pauses, &others);
     println!("\nkeys compared again in the pause: {}", counted(&number(flips, "rechecked_keys")?));
     let kept = all.percentile(50.0) <= MEDIAN && all.percentile(99.0) <= P99;
     let said = if kept { "kept" } else { "MISSED" };
@@ -102,17 +104,18 @@ fn longest<'a>(flips: &'a [Flip], written: &'a [Written]) -> impl Iterator<Item 
     flips.iter().map(|flip| Window::latencies(&[flip.busy], written).percentile(100.0))
 }
 
-fn of_others(flips: &[Flip], pauses: &[Pause], written: &[Written]) {
-    let windows = |of: &dyn Fn(usize, &Flip) -> Option<Window>| {
-        let windows: Vec<Window> = flips.iter().enumerate().filter_map(|(at, flip)| of(at, flip)).collect();
-        Window::latencies(&windows, written)
-    };
-    println!("{}", windows(&|_, flip| Some(flip.busy)).line("other tenants' writes, during cutovers"));
-    println!("{}", windows(&|_, flip| Some(flip.quiet)).line("  without"));
-    println!("{}", windows(&|at, flip| (at % 2 == 0).then_some(flip.quiet)).line("  without, of each second stretch"));
-    println!("{}", windows(&|at, flip| (at % 2 == 1).then_some(flip.quiet)).line("  without, of the others"));
-    let held = |at: usize, _: &Flip| Some(Window { from: pauses[at].last, to: pauses[at].first });
-    println!("{}", windows(&held).line("  while the tenant's writers waited"));
+fn of_others(busy: &[Window], quiet: &[Window], pauses: &[Pause], written: &[Written]) {
+    let every_second = |first: usize| quiet.iter().skip(first).step_by(2).copied().collect::<Vec<_>>();
+    let held: Vec<Window> = pauses.iter().map(|pause| Window { from: pause.last, to: pause.first }).collect();
+    for (windows, name) in [
+        (busy, "other tenants' writes, during cutovers"),
+        (quiet, "  without"),
+        (&every_second(0), "  without, of each second stretch"),
+        (&every_second(1), "  without, of the others"),
+        (&held, "  while the tenant's writers waited"),
+    ] {
+        println!("{}", Window::latencies(windows, written).line(name));
+    }
 }
 
 fn counted(figures: &Figures) -> String {
