@@ -1,8 +1,6 @@
 //! Unique constraints over all tenants. While a tenant lives elsewhere neither side sees what the other has, so a value that is taken
 //! on both is found out only when it flows back. `check` names them before there is a way back.
 
-use std::collections::HashMap;
-
 use schemas::status::{Finding, Severity};
 use tokio_postgres::Client;
 
@@ -23,33 +21,23 @@ SELECT i.indrelid,
               WHERE k.place <= i.indnkeyatts ORDER BY k.place)
   FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
  WHERE i.indrelid = ANY ($1) AND (i.indisunique OR i.indisexclusion) AND i.indislive
- ORDER BY i.indrelid, i.indisprimary DESC, c.relname";
+ ORDER BY i.indrelid::regclass::text, i.indisprimary DESC, c.relname";
 
-/// One finding for each table that has such constraints.
-pub async fn findings(client: &Client, owned: &[Owned]) -> Result<Vec<Finding>> {
+/// One finding that names them all.
+pub async fn finding(client: &Client, owned: &[Owned]) -> Result<Option<Finding>> {
     let oids: Vec<u32> = owned.iter().map(|owned| owned.table.oid).collect();
-    let mut indexes: HashMap<u32, Vec<(String, Vec<String>)>> = HashMap::new();
+    let mut open = Vec::new();
     for row in client.query(INDEXES, &[&oids]).await.doing("list unique indexes")? {
-        let (parts, columns): (Vec<String>, Vec<String>) = (row.get(1), row.get(2));
-        indexes.entry(row.get(0)).or_default().push((parts.join(", "), columns));
+        let (oid, parts, columns): (u32, Vec<String>, Vec<String>) = (row.get(0), row.get(1), row.get(2));
+        let shared = owned.iter().find(|table| table.table.oid == oid && !is_tenants(table, &columns, owned));
+        open.extend(shared.map(|owned| format!("({}) of {}", parts.join(", "), owned.table.name)));
     }
-    let finding = owned.iter().filter_map(|table| {
-        let found = indexes.get(&table.table.oid)?;
-        let open: Vec<String> = found
-            .iter()
-            .filter(|(_, columns)| !is_tenants(table, columns, owned))
-            .map(|(parts, _)| format!("({parts})"))
-            .collect();
-        (!open.is_empty()).then(|| {
-            let cause = format!(
-                "unique over all tenants: {}. After a cutover a value that the tenant and another one both take stops the way back",
-                open.join(", ")
-            );
-            let remedy = "make it unique for each tenant (with the tenant's key in it), or let nobody write such values while the way back is open";
-            Finding::new(Severity::Warning, table.table.name.to_string(), cause, remedy)
-        })
-    });
-    Ok(finding.collect())
+    let cause = format!(
+        "over all tenants: {}. After a cutover a value that the tenant and another one both take stops the way back",
+        open.join(", ")
+    );
+    let remedy = "make them unique for each tenant (with the tenant's key), or let nobody write such values while the way back is open";
+    Ok((!open.is_empty()).then(|| Finding::new(Severity::Warning, "unique constraints", cause, remedy)))
 }
 
 /// Whether no other tenant can have the same: by what the row belongs to, or by where a value comes from.

@@ -35,7 +35,7 @@ pub async fn check(config: &Config) -> Result<(Vec<Finding>, Vec<Owned>)> {
     findings.extend(refused);
     findings.extend(without_tenant(&client, &owned).await?);
     if config.tenant_strategy.migration_config.rollback_enabled {
-        findings.extend(collisions::findings(&client, &owned).await?);
+        findings.extend(collisions::finding(&client, &owned).await?);
     }
 
     findings.extend(grants::source(&client, config, &owned).await?);

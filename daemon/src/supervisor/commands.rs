@@ -53,7 +53,7 @@ pub struct Wanted {
 
 impl Wanted {
     /// Whether the move that there is goes to the wanted server, as far as one is wanted.
-    fn is_server_of(&self, record: &MoveRecord) -> bool {
+    pub(super) fn is_server_of(&self, record: &MoveRecord) -> bool {
         let named = record.server.as_ref().and_then(|server| server.named.as_ref());
         self.target.as_ref().is_none_or(|wanted| {
             named.is_some_and(|named| named.url == wanted.url && (wanted.password_file.is_none() || named == wanted))
@@ -83,97 +83,6 @@ impl Supervisor {
             None => self.new_move(&tenant, wanted, &tables, planned).await?,
         }
         self.tenant(&tenant.0).ok_or_else(|| not_found(&tenant.0))
-    }
-
-    async fn resume_move(
-        &self,
-        entry: &Entry,
-        wanted: &Wanted,
-        tables: &[Owned],
-        (published, fresh_xid): (Published, u64),
-    ) -> Result<(), Refusal> {
-        let record = entry.moving.record();
-        let bound = if record.returning { Isolation::Shared } else { record.to };
-        if wanted.to.is_some_and(|to| to != bound) || !wanted.is_server_of(&record) {
-            let what = if wanted.is_server_of(&record) { "kind of target" } else { "server" };
-            let message = format!("the tenant is on its way to another {what}");
-            return Err(no("exists", &record.id.to_string(), &message, "`carveout cancel` it first"));
-        }
-        if record.phase == Phase::Completed {
-            let message = "the tenant was moved for good, and lives in its target";
-            return Err(no("completed", &record.id.to_string(), message, "`carveout complete` shows the report"));
-        }
-        if record.phase == Phase::Cancelling {
-            return Err(no(
-                "cancelling",
-                &record.id.to_string(),
-                "the move is being cancelled",
-                "wait until it is cancelled, then move again",
-            ));
-        }
-        if record.paused && !wanted.resume {
-            return Err(no(
-                "paused",
-                &record.id.to_string(),
-                "a person holds the move",
-                "`carveout resume` lets it go on",
-            ));
-        }
-        let back = entry.moving.way_back().map(|reverse| reverse.moving.record());
-        if back.as_ref().is_some_and(|back| back.phase == Phase::NeedsCopy) {
-            if !record.returning {
-                let next = "`carveout complete` ends the move without a way back";
-                return Err(no("reverse", &record.id.to_string(), "the lane back has lost changes for good", next));
-            }
-            // What has come home is copied once more.
-            entry.moving.advance_with(&self.context.store, Event::Return, |record| record.copy_again = true)?;
-        }
-        let stands =
-            record.fault.is_some() || back.is_some_and(|back| back.fault.is_some() || back.phase == Phase::NeedsCopy);
-        if !stands && record.phase != Phase::NeedsCopy && !record.paused {
-            return Ok(());
-        }
-        // An order to stop stays in the spool: going on would pass over a change.
-        let ordered =
-            |code: &str| matches!(code, "truncate" | "toast" | "null_tenant" | "schema_changed" | "tenant_changed");
-        let standing = record.fault.as_ref().filter(|fault| record.phase.has_lane() && ordered(&fault.code));
-        if let Some(fault) = standing {
-            return Err(no(&fault.code, &fault.object, &fault.message, &fault.next));
-        }
-        if record.phase == Phase::NeedsCopy && record.to == Isolation::Schema {
-            one_name_each(tables)?;
-        }
-        Self::stop_driver(entry).await;
-        match entry.moving.way_back() {
-            Some(reverse) => {
-                reverse
-                    .moving
-                    .update(&self.context.store, |record| (record.fault, record.stopped_at) = (None, None))?;
-            }
-            // It was not opened since the daemon began.
-            None => {
-                let back = |lane: &MoveRecord| lane.back.is_some() && Some(lane.id) == record.reverse;
-                if let Some(lane) = self.context.store.moves()?.into_iter().find(back) {
-                    self.context.store.put_move(&MoveRecord { fault: None, stopped_at: None, ..lane })?;
-                }
-            }
-        }
-
-        entry.moving.update(&self.context.store, |record| {
-            (record.fault, record.stopped_at, record.paused) = (None, None, false);
-            if let Ok(phase) = record.phase.after(Event::CopyAgain) {
-                // The new copy holds them.
-                record.skipped.clear();
-                (record.phase, record.copy_again, record.verified_at) = (phase, true, None);
-                // What is read of a schema of the tenant's own is looked at when it is published.
-                if record.from.is_none() {
-                    (record.tables, record.paths) = (policy::names(tables), policy::paths(tables));
-                    (record.published, record.fresh_xid) = (published, fresh_xid);
-                }
-            }
-        })?;
-        self.spawn_driver(entry);
-        Ok(())
     }
 
     async fn new_move(
@@ -561,7 +470,7 @@ fn canonical(owned: &[Owned], tenant: &str) -> Result<TenantId, Refusal> {
 }
 
 /// In one schema two tables cannot have the same name.
-fn one_name_each(tables: &[Owned]) -> Result<(), Refusal> {
+pub(super) fn one_name_each(tables: &[Owned]) -> Result<(), Refusal> {
     let mut names = HashSet::new();
     let parts = |owned: &'_ Owned| owned.table.partitions.iter().map(|part| part.name.clone()).collect::<Vec<_>>();
     let mut all = tables.iter().flat_map(|owned| std::iter::once(owned.table.name.clone()).chain(parts(owned)));

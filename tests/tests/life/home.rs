@@ -165,7 +165,11 @@ async fn a_schema_past_its_block_and_its_database_draw_different_values() -> Res
         let config = stage.config.clone();
         async move { cli(&config, &["cutover", "1"]).await }
     });
-    until("the hook", SOON, async || Ok(ensure!(here.exists(), "it does not run yet"))).await?;
+    until("the hook", SOON, async || {
+        ensure!(here.exists(), "it does not run yet");
+        Ok(())
+    })
+    .await?;
     source.batch_execute("SET search_path = bid_1").await?;
     source.batch_execute(&ten_rows("bid_1", "1")).await?;
     std::fs::remove_file(&go)?;

@@ -180,22 +180,15 @@ async fn unique_constraints_over_all_tenants_are_named_before_there_is_a_way_bac
         desk.scene.write_config("uniques", &Configuration { tables: tables.clone(), ..Configuration::default() })?;
     let said = run(&config, &["check", "--output", "json"]).await?;
     let findings: Value = serde_json::from_str(&said.stdout).context("read the findings")?;
-    let found = findings.as_array().context("a list")?.iter().filter_map(|finding| {
-        let (object, cause) = (finding["object"].as_str()?, finding["cause"].as_str()?);
-        let columns = cause.strip_prefix("unique over all tenants: ")?.split(". ").next()?;
-        Some((object, columns, finding["severity"].as_str()?))
-    });
-    let mut found: Vec<_> = found.collect();
-    found.sort_unstable();
-    let wanted = [
-        ("public.badges", "(number, kind), (room, at)", "warning"),
-        ("public.numbered", "(nr)", "warning"),
-        ("public.people", "(lower(email))", "warning"),
-    ];
-    ensure!(found == wanted, "{found:?}");
+    let mut found =
+        findings.as_array().context("a list")?.iter().filter(|found| found["object"] == "unique constraints");
+    let found = found.next().context("no such finding")?;
+    let wanted = "over all tenants: (number, kind) of public.badges, (room, at) of public.badges, (nr) of public.numbered, \
+                  (lower(email)) of public.people. ";
+    ensure!(found["severity"] == "warning" && found["cause"].to_string().contains(wanted), "{found}");
     let strategy = "  migration_config: {rollback_enabled: false}\n".to_owned();
     let path = desk.scene.write_config("without", &Configuration { tables, strategy, ..Configuration::default() })?;
     let said = run(&path, &["check"]).await?;
-    ensure!(!said.stdout.contains("unique over all tenants"), "{said:#?}");
+    ensure!(!said.stdout.contains("unique constraints"), "{said:#?}");
     Ok(())
 }

@@ -110,8 +110,8 @@ async fn check_asks_for_exactly_what_init_left_open() -> Result<()> {
     check.assert(
         0,
         &[
-            "errors: 0, warnings: 1",
-            "public.drafts  it has rows without a tenant",
+            "errors: 0, warnings: 2",
+            "it has rows without a tenant",
             "public.marks",
             "public.visits",
             "public.null",
