@@ -185,7 +185,10 @@ async fn step(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<bool, Step
 }
 
 /// Runs something that can be cut off anywhere: what it did not commit is done again.
-async fn unless_stopped<T>(moving: &Moving, work: impl Future<Output = Result<T, StepError>>) -> Result<T, StepError> {
+pub(super) async fn unless_stopped<T>(
+    moving: &Moving,
+    work: impl Future<Output = Result<T, StepError>>,
+) -> Result<T, StepError> {
     let stop = moving.stop.subscribe();
     tokio::select! {
         done = work => done,

@@ -226,7 +226,9 @@ pub async fn resume(context: &Arc<Context>, id: MoveId, link: Option<SpoolLink>)
 /// in step with it.
 pub(super) async fn come_home(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
     cutover::fence_for_a_return(context, moving).await?;
-    nobody_elses(context, moving).await?;
+    // It reads whole tables.
+    driver::unless_stopped(moving, nobody_elses(context, moving)).await?;
+
     let record = moving.record();
     let opened = |back: &MoveRecord| Some(back.id) == record.reverse && is_made(back);
     let opened = context.store.moves()?.into_iter().find(opened);

@@ -66,13 +66,16 @@ impl Supervisor {
     pub async fn start_move(self: &Arc<Self>, tenant: &str, wanted: Wanted) -> Result<TenantStatus, Refusal> {
         // Looking at the tables may take long; others do not wait for it.
         let Plan { tables, published, next_xid, tenant } = self.plan(tenant).await?;
+        let active = || self.find(&tenant.0).filter(|entry| entry.moving.record().phase != Phase::Cancelled);
+        if let Some(entry) = active().filter(|_| wanted.to == Some(Isolation::Shared)) {
+            self.may_return(&entry.moving.record()).await?;
+        }
         let _one = self.commands.lock().await;
         let mut known = self.context.store.known_tables()?;
         let fresh_xid = known.see(&published, next_xid);
         self.context.store.put_known_tables(&known)?;
         let planned = (published, fresh_xid);
-        let active = self.find(&tenant.0).filter(|entry| entry.moving.record().phase != Phase::Cancelled);
-        match active {
+        match active() {
             Some(entry) if wanted.to == Some(Isolation::Shared) && !stands(&entry) => {
                 self.return_home(&entry, planned).await?;
             }

@@ -17,6 +17,25 @@ use crate::moves::complete;
 use crate::moves::cutover::Wish;
 
 impl Supervisor {
+    /// Asked before the commands' lock is taken, since it reads whole tables: whether nothing is in the way of a return.
+    pub(super) async fn may_return(&self, record: &MoveRecord) -> Result<(), Refusal> {
+        if record.phase != Phase::Completed {
+            return Ok(());
+        }
+        let tables = self.context.tables(&record.tables).await?;
+        let source = client::connect(&self.context.config.source.url, "plan").await?;
+        // Its rows are written past what fires for others'.
+        silence(&source).await?;
+        match purge::residue(&source, &tables, &record.tenant).await?.into_iter().next() {
+            None => Ok(()),
+            Some((table, rows)) => {
+                let message =
+                    format!("{rows} rows of the tenant are there already, which `complete` left or somebody wrote");
+                Err(no("residue", &table.to_string(), &message, "delete them: the tenant brings its own"))
+            }
+        }
+    }
+
     /// Begins a return; asking twice changes nothing. The caller has the commands' lock.
     pub(super) async fn return_home(
         &self,
@@ -36,14 +55,6 @@ impl Supervisor {
             _ => return refuse("the tenant lives in the shared database", "carveout status"),
         }
         let tables = self.context.tables(&record.tables).await?;
-        let source = client::connect(&self.context.config.source.url, "plan").await?;
-        // Asked early: its rows are written past what fires for others'.
-        silence(&source).await?;
-        if let Some((table, rows)) = purge::residue(&source, &tables, &record.tenant).await?.into_iter().next() {
-            let message =
-                format!("{rows} rows of the tenant are there already, which `complete` left or somebody wrote");
-            return Err(no("residue", &table.to_string(), &message, "delete them: the tenant brings its own"));
-        }
         Self::stop_driver(entry).await;
         entry.moving.advance_with(&self.context.store, Event::Return, |record| {
             (record.returning, record.completion, record.verified_at) = (true, None, None);
