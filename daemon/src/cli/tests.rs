@@ -24,6 +24,7 @@ fn options_may_stand_behind_the_command() {
         "carveout status 7 --watch --url http://127.0.0.1:1",
         "carveout move 7 --to schema --wait --token t",
         "carveout move 7",
+        "carveout move 7 --to shared",
         "carveout move 7 --to database --target postgresql://eu/x",
         "carveout verify -- -7",
         "carveout cancel 7 --output json",
@@ -34,9 +35,13 @@ fn options_may_stand_behind_the_command() {
     ] {
         assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
     }
-    for line in
-        ["carveout", "carveout move", "carveout move 7 --to shared", "carveout remove 7", "carveout check --output xml"]
-    {
+    for line in [
+        "carveout",
+        "carveout move",
+        "carveout move 7 --to nowhere",
+        "carveout remove 7",
+        "carveout check --output xml",
+    ] {
         let refused = Cli::try_parse_from(line.split(' ')).err().map(|error| error.exit_code());
         assert_eq!(refused, Some(2), "{line}");
     }

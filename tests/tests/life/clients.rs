@@ -285,10 +285,12 @@ impl Ledger {
         self.written.iter().map(|write| Span { isolation: &write.place.isolation, sent: write.sent, told: write.told })
     }
 
-    /// A server that commits asynchronously, for it was told to, loses what it acknowledged last when it crashes.
-    pub fn forget_around(&mut self, began: Instant, ended: Instant) {
+    /// A server that commits asynchronously, for it was told to, loses what it acknowledged last when it crashes. The source's has
+    /// the shared tables, the target's has databases.
+    pub fn forget_around(&mut self, is_target: bool, began: Instant, ended: Instant) {
         let lost = |write: &Written| {
-            write.place.isolation != "database" && write.told <= ended && write.told + ASYNCHRONOUS > began
+            let its = (write.place.isolation == "database") == is_target;
+            its && write.told <= ended && write.told + ASYNCHRONOUS > began
         };
         let (lost, kept) = std::mem::take(&mut self.written).into_iter().partition(lost);
         self.written = kept;
