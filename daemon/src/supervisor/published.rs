@@ -38,32 +38,34 @@ impl Supervisor {
             .map(|entry| (entry.clone(), entry.moving.record()))
             .filter(|(_, record)| record.phase.has_lane() && record.fault.is_none())
             .collect();
-        let backs: Vec<(Entry, Arc<Reverse>)> = self.shared_ways_back();
-        let backs = backs.into_iter().map(|(entry, back)| (entry, back.moving.record(), back)).collect::<Vec<_>>();
-        let records = watched.iter().map(|(_, record)| record).chain(backs.iter().map(|(_, record, _)| record));
-        let mut tables: Vec<TableName> = records.flat_map(|record| record.tables.clone()).collect();
-
-        tables.sort_unstable();
-        tables.dedup();
-        if tables.is_empty() {
+        let backs = self.shared_ways_back();
+        if watched.is_empty() && backs.is_empty() {
             return Ok(());
         }
         let source = match connection {
             Some(source) => source,
             None => connection.insert(client::connect(&self.context.config.source.url, "watch").await?),
         };
+        for (entry, back) in backs {
+            let record = back.moving.record();
+            // Lanes go by what is seen of partitions below, and a lane back knows none: it reads them by their root.
+            let now = slot::published(source, &self.context.config.source.publication, &record.tables).await?;
+            if let Some(fault) = reverse::target_changed(&record, &now) {
+                self.break_way_back(&entry, &back, fault).await;
+            }
+        }
+        let mut tables: Vec<TableName> = watched.iter().flat_map(|(_, record)| record.tables.clone()).collect();
+        tables.sort_unstable();
+        tables.dedup();
+        if tables.is_empty() {
+            return Ok(());
+        }
         let now = slot::published(source, &self.context.config.source.publication, &tables).await?;
         for (entry, record) in watched {
             if let Some((object, cause)) = record.published.change(&now) {
                 self.stop_changed(&entry, &record, object, cause).await;
             }
         }
-        for (entry, record, back) in backs {
-            if let Some(fault) = reverse::target_changed(&record, &now) {
-                self.break_way_back(&entry, &back, fault).await;
-            }
-        }
-
         self.context.published.send_modify(|(looks, published)| (*looks, *published) = (*looks + 1, now));
         Ok(())
     }
