@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use connectors::postgres::{Client, Result, client, slot};
-use schemas::TableName;
 use schemas::record::{Fault, MoveRecord};
+use schemas::{MoveId, TableName};
 
 use super::{Entry, Supervisor};
 use crate::moves::reverse::{self, Reverse};
@@ -84,11 +84,7 @@ impl Supervisor {
             return;
         }
         back.broken(fault);
-        if let Ok(Some(lane)) = self.context.pipeline.close(back.moving.record().id).await
-            && let Err(error) = lane.spool.remove()
-        {
-            tracing::warn!(%error, "a spool could not be removed");
-        }
+        self.drop_lane(back.moving.record().id).await;
     }
 
     async fn stop_changed(&self, entry: &Entry, seen: &MoveRecord, object: String, cause: &str) {
@@ -99,8 +95,14 @@ impl Supervisor {
         }
         let message = format!("{cause}: changes may not have been in the stream");
         let next = "`carveout move` copies the tenant again (`carveout check` says what else is missing)";
-        if self.break_move(entry, Fault::new("source_changed", object, message, next))
-            && let Ok(Some(lane)) = self.context.pipeline.close(seen.id).await
+        if self.break_move(entry, Fault::new("source_changed", object, message, next)) {
+            self.drop_lane(seen.id).await;
+        }
+    }
+
+    /// Takes a lane that is of no use any more out of the pipeline, with its spool.
+    async fn drop_lane(&self, id: MoveId) {
+        if let Ok(Some(lane)) = self.context.pipeline.close(id).await
             && let Err(error) = lane.spool.remove()
         {
             tracing::warn!(%error, "a spool could not be removed");

@@ -21,8 +21,9 @@ impl Stage {
         .await
     }
 
-    /// The ten rows are in the shared tables.
+    /// Cuts over home: the ten rows are in the shared tables.
     async fn assert_ten_home(&self, tenant: &str) -> Result<()> {
+        cli(&self.config, &["cutover", tenant]).await?;
         let sql = format!("SELECT count(*) FROM public.writes WHERE bid = {tenant} AND client = 77");
         let home: i64 = self.scene.source_client().await?.query_one(&sql, &[]).await?.get(0);
         ensure!(home == 10, "{home} of 10 rows came home");
@@ -56,7 +57,6 @@ async fn a_half_made_lane_home_is_made_anew() -> Result<()> {
     busy.batch_execute("COMMIT").await?;
     phase(&stage.daemon, "2", &["streaming"]).await?;
     source.batch_execute(&ten_rows("bid_2", "2")).await?;
-    cli(&stage.config, &["cutover", "2"]).await?;
     stage.assert_ten_home("2").await?;
     cli(&stage.config, &["complete", "2"]).await?;
     Ok(())
@@ -79,7 +79,6 @@ async fn a_schema_that_left_the_publication_is_copied_home_again() -> Result<()>
     run(&stage.config, &["cutover", "2"]).await?.assert(1, &["bid_2.writes"])?;
     cli(&stage.config, &["resume", "2"]).await?;
     phase(&stage.daemon, "2", &["streaming"]).await?;
-    cli(&stage.config, &["cutover", "2"]).await?;
     stage.assert_ten_home("2").await?;
     cli(&stage.config, &["complete", "2"]).await?;
     Ok(())
@@ -98,7 +97,6 @@ async fn a_lane_home_that_broke_is_copied_again() -> Result<()> {
     stage.stands("1", "target_changed").await?;
     run(&stage.config, &["move", "1", "--to", "shared"]).await?.assert(0, &[])?;
     phase(&stage.daemon, "1", &["streaming"]).await?;
-    cli(&stage.config, &["cutover", "1"]).await?;
     stage.assert_ten_home("1").await?;
     run(&stage.config, &["cancel", "1"]).await?.assert(1, &["come home", "carveout complete"])?;
     cli(&stage.config, &["complete", "1"]).await?;
