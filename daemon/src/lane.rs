@@ -61,6 +61,8 @@ pub struct LanePlan {
     pub batch_rows: usize,
     /// How long the groups take.
     pub apply_seconds: Histogram,
+    /// Where the rows are noted that are changed from the beginning on.
+    pub changed: Weak<Changed>,
 }
 
 /// What a lane shows of itself.
@@ -182,6 +184,7 @@ impl Lane {
         partitions: Partitions,
         stop: watch::Receiver<bool>,
     ) -> Self {
+        let changed = Weak::clone(&plan.changed);
         Lane {
             plan,
             meter,
@@ -191,7 +194,7 @@ impl Lane {
             partitions,
             stop,
             held: false,
-            changed: Weak::new(),
+            changed,
             outlook: Outlook::default(),
             compared: false,
         }

@@ -21,9 +21,9 @@ pub mod verify;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use connectors::postgres::apply::SinkPlan;
+use connectors::postgres::apply::{Changed, SinkPlan};
 use connectors::postgres::control::Origin;
 use connectors::postgres::policy::{Owned, Path};
 use connectors::postgres::provision::parts::{LeftOut, Place};
@@ -272,6 +272,8 @@ pub struct Moving {
     /// Rows that the last comparison in this run found different.
     differences: Mutex<Option<u64>>,
     certificate: Mutex<Option<Certificate>>,
+    /// Where the next lane notes from its beginning.
+    noting: Mutex<Weak<Changed>>,
     /// What was not made in the target, and why, as far as this run knows.
     left_out: Mutex<Vec<String>>,
     /// Set to end the driver and the lane.
@@ -297,6 +299,7 @@ impl Moving {
             earlier: OnceLock::new(),
             differences: Mutex::new(None),
             certificate: Mutex::new(None),
+            noting: Mutex::default(),
 
             left_out: Mutex::new(Vec::new()),
             stop: watch::Sender::new(false),
@@ -312,8 +315,15 @@ impl Moving {
     pub fn is_certified(&self) -> bool {
         let mut certificate = lock(&self.certificate);
         // The lane need not note any more.
-        certificate.take_if(|certificate| !certificate.counts() && !certificate.is_in_use());
+        certificate.take_if(|certificate| !certificate.holds() && !certificate.is_in_use());
+
         certificate.as_ref().is_some_and(Certificate::counts)
+    }
+
+    /// Both sides are at rest and equal: what the next lane applies is noted from its beginning.
+    fn begin_certified(&self, certificate: Certificate) {
+        *lock(&self.noting) = Arc::downgrade(certificate.changed());
+        *lock(&self.certificate) = Some(certificate);
     }
 
     /// The spool, while the lane is open.

@@ -193,8 +193,10 @@ pub struct CutoverReport {
     pub pause_ms: f64,
     /// Whether both sides were proved equal; false where `validation_enabled` is.
     pub verified: bool,
-    /// How many rows had changed since both sides were compared, and were compared again during the pause: keys, or all rows of
-    /// a table where those are not known.
+    /// How many seconds before the end of the pause the comparison of all rows had begun to count; what changed since then was compared
+    /// once more.
+    pub verified_s_ago: Option<u64>,
+    /// How many rows were compared once more during the pause: keys, or all rows of a table where those are not known.
     pub rechecked_keys: u64,
     /// Where the tenant lives now.
     pub route: Route,
@@ -205,8 +207,8 @@ pub struct CutoverReport {
 /// One step of a cutover.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StepReport {
-    /// `reverse` (preparing the way back), `verify`, `fence`, `rounds` (where much has changed since `verify`, that is compared before
-    /// anybody waits), `hold` (waiting for the tenant's open transactions), `barrier`, `drain`, `recheck`, `begin` (where the lane back begins), `flip`, `open`; of a rehearsal `release` instead of the last two.
+    /// `reverse` (preparing the way back), `verify` (all rows are compared) or `certificate` (they were, within the last hour), `fence`,
+    /// `rounds` (where much has changed since they were, that is compared before anybody waits), `hold` (waiting for the tenant's open transactions), `barrier`, `drain`, `recheck`, `begin` (where the lane back begins), `flip`, `open`; of a rehearsal `release` instead of the last two.
     pub step: String,
     /// How long it took, in milliseconds.
     pub ms: f64,

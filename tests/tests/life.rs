@@ -2,6 +2,7 @@
 
 mod back;
 mod branches;
+mod certificate;
 mod clients;
 mod home;
 mod log;

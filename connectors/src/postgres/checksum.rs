@@ -36,10 +36,35 @@ pub struct Side<'a> {
     pub filter: String,
 }
 
+/// How a table is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// At once: somebody waits for it.
+    Quick,
+    /// So that others hardly notice: each side rests half of the time, while the other one reads.
+    Gentle,
+}
+
+impl Pace {
+    /// A condition that is true of each row, now or a little later. What takes less than 50 ms takes no longer by it.
+    fn condition(self, turn: u8) -> String {
+        match self {
+            Pace::Quick => "true".to_owned(),
+            Pace::Gentle => format!(
+                "CASE WHEN date_part('milliseconds', clock_timestamp())::int / 10 % 2 = {turn}
+                       AND clock_timestamp() > statement_timestamp() + interval '50 ms'
+                      THEN pg_sleep(0.01 - date_part('milliseconds', clock_timestamp())::int % 10 * 0.001) IS NOT NULL
+                      ELSE true END"
+            ),
+        }
+    }
+}
+
 /// Compares both sides of a table. `shape` names columns and key.
-pub async fn compare(source: &Side<'_>, target: &Side<'_>, shape: &Table) -> Result<TableReport> {
+pub async fn compare(source: &Side<'_>, target: &Side<'_>, shape: &Table, pace: Pace) -> Result<TableReport> {
     let columns = row_text(shape.stored().map(|column| column.name.as_str()));
-    let (left, right) = tokio::try_join!(digest(source, &columns), digest(target, &columns))?;
+    let (here, there) = (pace.condition(0), pace.condition(1));
+    let (left, right) = tokio::try_join!(digest(source, &columns, &here), digest(target, &columns, &there))?;
     let mut report = TableReport {
         table: shape.name.to_string(),
         source_rows: left.0,
@@ -73,9 +98,9 @@ fn row_text<'a>(columns: impl Iterator<Item = &'a str>) -> String {
 const HALVES: &str = "coalesce(sum(('x' || substr(m, 1, 16))::bit(64)::bigint), 0)::text || '/' || \
                       coalesce(sum(('x' || substr(m, 17))::bit(64)::bigint), 0)::text";
 
-async fn digest(side: &Side<'_>, columns: &str) -> Result<(u64, String)> {
+async fn digest(side: &Side<'_>, columns: &str, paced: &str) -> Result<(u64, String)> {
     let sql = format!(
-        "SELECT count(*), {HALVES} FROM (SELECT md5({columns}) AS m FROM {} t WHERE {}) h",
+        "SELECT count(*), {HALVES} FROM (SELECT md5({columns}) AS m FROM {} t WHERE {}) h WHERE {paced}",
         qualified(&side.table),
         side.filter
     );

@@ -47,8 +47,17 @@ fn text(report: &CutoverReport, wish: Wish) -> String {
             format!("tenant {tenant} paused for {pause:.1} ms and lives in {} now", place(&report.route))
         }
     };
-    let warning = if report.verified { "" } else { "NOT VERIFIED: migration_config.validation_enabled is false\n" };
-    format!("{}\n{warning}{done}\n", table(&["STEP", "TIME"], &rows))
+    let compared = match report.verified_s_ago {
+        _ if !report.verified => "NOT VERIFIED: migration_config.validation_enabled is false\n".to_owned(),
+        Some(ago) => {
+            let keys = report.rechecked_keys;
+            format!(
+                "all rows were equal {ago} s before, and what had changed since is; the last {keys} of it were compared in the pause\n"
+            )
+        }
+        None => String::new(),
+    };
+    format!("{}\n{compared}{done}\n", table(&["STEP", "TIME"], &rows))
 }
 
 fn place(route: &Route) -> String {
@@ -79,9 +88,19 @@ mod tests {
             state: "open".to_owned(),
             epoch: 2,
         };
-        let mut report =
-            CutoverReport { tenant, lsn: Lsn(0x60), pause_ms: 4.5, verified: true, rechecked_keys: 3, route, steps };
+        let (lsn, verified_s_ago) = (Lsn(0x60), Some(2));
+        let mut report = CutoverReport {
+            tenant,
+            lsn,
+            pause_ms: 4.5,
+            verified: true,
+            verified_s_ago,
+            rechecked_keys: 3,
+            route,
+            steps,
+        };
         let expected = "STEP    TIME\nverify  1200.0 ms\ndrain   3.2 ms\n\n\
+            all rows were equal 2 s before, and what had changed since is; the last 3 of it were compared in the pause\n\
             tenant 7 would pause for 4.5 ms; nothing has changed\n";
         assert_eq!(text(&report, Wish::Rehearse), expected);
         report.verified = false;

@@ -1,72 +1,129 @@
-//! What the last clean comparison is still worth: how old it is, and how much the lane has changed since.
+//! What the last clean comparison is still worth: how old it is, and what the lane has changed since.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use connectors::postgres::apply::Changed;
+use schemas::status::VerifyReport;
 
-/// A comparison that is older counts no more, nor one after which more keys have changed.
+/// A comparison that is older says nothing any more.
 const OLDEST: Duration = Duration::from_secs(3600);
+/// Nobody is called ready after which more keys have changed.
 const MOST_KEYS: usize = 1_000;
 
+/// By a table's name at home: what it looks like there, and in the target.
+pub type Shapes = HashMap<String, (String, String)>;
+
 /// Both sides were equal.
+#[derive(Clone)]
 pub struct Certificate {
     at: Instant,
+    /// What the tables looked like on both sides.
+    shapes: Arc<Shapes>,
+    /// Rows of each table, by its name at home.
+    rows: Arc<HashMap<String, u64>>,
     changed: Arc<Changed>,
     users: Arc<()>,
 }
 
 impl Certificate {
     /// They were just now; what the lane applies since then is noted in `changed`.
-    pub fn new(changed: &Arc<Changed>) -> Certificate {
-        Certificate { at: Instant::now(), changed: Arc::clone(changed), users: Arc::default() }
+    pub fn new(changed: &Arc<Changed>, report: &VerifyReport, shapes: Shapes) -> Certificate {
+        let rows = report.tables.iter().map(|table| (table.table.clone(), table.source_rows)).collect();
+        let (changed, users) = (Arc::clone(changed), Arc::default());
+        Certificate { at: Instant::now(), shapes: Arc::new(shapes), rows: Arc::new(rows), changed, users }
     }
 
     /// What had changed was equal too; `changed` notes the rest.
     pub fn renewed(&self, changed: &Arc<Changed>) -> Certificate {
-        Certificate { changed: Arc::clone(changed), users: Arc::clone(&self.users), ..*self }
+        Certificate { changed: Arc::clone(changed), ..self.clone() }
     }
 
-    /// As long as somebody has this, nothing is noted elsewhere.
-    pub fn used(&self) -> Arc<()> {
-        Arc::clone(&self.users)
+    /// All that had changed was equal while nobody wrote: from here on the lane of the other direction notes.
+    pub fn carried(&self) -> Certificate {
+        Certificate { changed: Arc::default(), users: Arc::default(), ..self.clone() }
     }
 
-    /// Whether somebody goes by what is noted.
+    /// Since then.
+    pub fn changed(&self) -> &Arc<Changed> {
+        &self.changed
+    }
+
+    /// Rows of each table when all were compared.
+    pub fn rows(&self) -> &HashMap<String, u64> {
+        &self.rows
+    }
+
+    /// How long ago all rows were compared.
+    pub fn age(&self) -> Duration {
+        self.at.elapsed()
+    }
+
+    /// Whether somebody goes by what is noted: nothing is noted elsewhere meanwhile.
     pub fn is_in_use(&self) -> bool {
         Arc::strong_count(&self.users) > 1
     }
 
-    /// Whether it still counts. A lane that began anew has noted nothing.
+    /// Whether it says anything still. A lane that began anew has noted nothing.
+    pub fn holds(&self) -> bool {
+        Arc::weak_count(&self.changed) > 0 && !self.changed.is_closed() && self.age() < OLDEST
+    }
+
+    /// The same of these tables, as they look now.
+    pub fn holds_of(&self, shapes: &Shapes) -> bool {
+        self.holds() && shapes.iter().all(|(table, shape)| self.shapes.get(table) == Some(shape))
+    }
+
+    /// Whether it holds, and little has changed since.
     pub fn counts(&self) -> bool {
-        let noting = Arc::weak_count(&self.changed) > 0 && !self.changed.is_closed();
         let keys: Option<usize> = self.changed.sizes().into_iter().map(|(_, keys)| keys).sum();
-        noting && self.at.elapsed() < OLDEST && keys.is_some_and(|keys| keys <= MOST_KEYS)
+        self.holds() && keys.is_some_and(|keys| keys <= MOST_KEYS)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use schemas::{Lsn, TenantId};
+
     use super::*;
+
+    fn of(changed: &Arc<Changed>) -> Certificate {
+        let report = VerifyReport { tenant: TenantId("1".to_owned()), lsn: Lsn::ZERO, equal: true, tables: Vec::new() };
+        Certificate::new(changed, &report, shapes(&[("accounts", 1), ("notes", 1), ("kinds", 1)]))
+    }
+
+    fn shapes(tables: &[(&str, u32)]) -> Shapes {
+        tables.iter().map(|(table, seen)| ((*table).to_owned(), (seen.to_string(), seen.to_string()))).collect()
+    }
 
     #[test]
     fn a_certificate_counts_while_a_lane_notes_and_it_is_young() {
         let changed = Arc::new(Changed::default());
-        let certificate = Certificate::new(&changed);
-        assert!(!certificate.counts(), "no lane notes");
+        let certificate = of(&changed);
+        assert!(!certificate.counts() && !certificate.holds(), "no lane notes");
         let lane = Arc::downgrade(&changed);
-        drop(changed);
         assert!(certificate.counts() && !certificate.is_in_use());
-        let used = certificate.renewed(&certificate.changed).used();
+        assert!(certificate.holds_of(&shapes(&[("accounts", 1), ("notes", 1)])), "reference tables do not flow back");
+        assert!(!certificate.holds_of(&shapes(&[("accounts", 2), ("notes", 1)])), "one is another");
+        assert!(!certificate.holds_of(&shapes(&[("accounts", 1), ("writes", 1)])), "one came");
+        let used = certificate.renewed(&changed);
         assert!(certificate.is_in_use());
-        drop(used);
+        drop((used, changed));
 
-        let old = Certificate {
-            at: Instant::now().checked_sub(OLDEST).expect("a clock"),
-            ..certificate.renewed(&certificate.changed)
-        };
-        assert!(!old.counts());
+        let old = Certificate { at: Instant::now().checked_sub(OLDEST).expect("a clock"), ..certificate.clone() };
+        assert!(!old.counts() && !old.holds());
         lane.upgrade().expect("it is there").close();
-        assert!(!certificate.counts(), "noted elsewhere");
+        assert!(!certificate.counts() && !certificate.holds(), "noted elsewhere");
+    }
+
+    #[test]
+    fn a_certificate_that_is_carried_over_is_as_old_and_waits_for_its_lane() {
+        let certificate = of(&Arc::default());
+        let carried = certificate.carried();
+        assert!(carried.at == certificate.at && !certificate.is_in_use() && !carried.is_in_use());
+        assert!(!carried.holds(), "no lane notes");
+        let _lane = Arc::downgrade(carried.changed());
+        assert!(carried.holds());
     }
 }

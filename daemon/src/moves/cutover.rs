@@ -268,12 +268,9 @@ async fn prepared(
     let mut switch = Switch::prepare(context, moving, wish, max_pause).await?;
     steps.took("reverse");
     if config.validation_enabled {
-        let (report, recheck) = Recheck::begin(&switch.lane.0, &switch.lane.1).await?;
-        if !report.equal {
-            return Err(not_ready(&record, "source and target are not equal", "`carveout verify` names the rows"));
-        }
+        let (anew, recheck) = Recheck::begin(&switch.lane.0, &switch.lane.1).await?;
         switch.recheck = Some(recheck);
-        steps.took("verify");
+        steps.took(if anew { "verify" } else { "certificate" });
     }
     match wish {
         Wish::RollBack => sequences::refill_schema(context, moving).await?,
@@ -461,11 +458,21 @@ impl<'a> Switch<'a> {
             }
         };
         let pause_ms = millis(pause.elapsed());
+        let verified_s_ago = self.recheck.as_ref().map(|recheck| recheck.age().as_secs());
         if event.is_some() {
-            finish(context, moving, Some(pause.elapsed()))?;
+            self.flipped(pause.elapsed())?;
         }
-        let verified = self.context.config.tenant_strategy.migration_config.validation_enabled;
-        Ok(CutoverReport { tenant: record.tenant, lsn, pause_ms, verified, rechecked_keys, route, steps: steps.took })
+        let (tenant, verified, steps) = (record.tenant, verified_s_ago.is_some(), steps.took);
+        Ok(CutoverReport { tenant, lsn, pause_ms, verified, verified_s_ago, rechecked_keys, route, steps })
+    }
+
+    /// Both sides were equal at the flip, so what was compared goes on to count: the lane that runs now notes what it changes.
+    fn flipped(&mut self, pause: Duration) -> Result<(), StepError> {
+        *super::lock(&self.lane.1.certificate) = None;
+        if let (Some(recheck), Some((_, next))) = (self.recheck.take(), self.next()) {
+            next.begin_certified(recheck.carried());
+        }
+        finish(self.context, self.moving, Some(pause))
     }
 
     /// Few keys are left for the pause.

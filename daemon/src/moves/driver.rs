@@ -388,6 +388,7 @@ async fn follow(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), Step
         skipped: record.skipped.clone(),
         apply_seconds: context.metrics.apply_seconds(&record.tenant),
         batch_rows: usize::try_from(context.config.tenant_strategy.migration_config.batch_size).unwrap_or(usize::MAX),
+        changed: std::mem::take(&mut *super::lock(&moving.noting)),
     };
     moving.set_lane(Some(commands));
     let lane = Lane::new(

@@ -4,19 +4,19 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use connectors::postgres::apply::{Changed, Keys, Rows};
-use connectors::postgres::catalog::{self, Table};
-use connectors::postgres::checksum::{Side, compare, compare_keys};
+use connectors::postgres::catalog::{self, Column, Table};
+use connectors::postgres::checksum::{Pace, Side, compare, compare_keys};
 use connectors::postgres::{Client, client};
 use futures_util::future::try_join_all;
 use schemas::TableName;
 use schemas::event::Detail;
-use schemas::record::Fault;
-use schemas::status::{TableReport, VerifyReport};
+use schemas::record::{Fault, MoveRecord};
+use schemas::status::TableReport;
 
-use super::certificate::Certificate;
+use super::certificate::{Certificate, Shapes};
 use super::cutover::{NOT_EQUAL, not_ready};
 use super::verify::{self, Compared, PATIENCE, PAUSE, Verifying, stand, still};
 use super::{Context, Moving, StepError};
@@ -39,15 +39,16 @@ pub struct Recheck {
     own: Client,
     /// Whether the lane leads home.
     back: bool,
-    changed: Arc<Changed>,
-    /// A `verify` leaves that alone.
-    _used: Option<Arc<()>>,
-    /// Rows of each table when both sides were compared.
+    /// Whether all rows were compared for this.
+    anew: bool,
+    /// A `verify` leaves alone where it says that is noted.
+    certificate: Certificate,
+    /// Rows of each table when it was last compared.
     rows: HashMap<String, u64>,
 }
 
 /// One table as it stands on both sides.
-struct Both {
+pub(super) struct Both {
     /// What the lane calls it.
     name: TableName,
     home: (TableName, String, Table),
@@ -56,37 +57,53 @@ struct Both {
 }
 
 impl Recheck {
-    /// Compares both sides; from that position on it is noted what the lane applies.
-    pub async fn begin(context: &Context, moving: &Moving) -> Result<(VerifyReport, Recheck), StepError> {
-        let changed = Arc::new(Changed::default());
-        let report = verify::verify_noting(context, moving, Some(&changed)).await?;
-        let used = super::lock(&moving.certificate).as_ref().map(Certificate::used);
-
+    /// Goes by the last comparison where it still says something, or compares both sides anew; from that position on it is noted what
+    /// the lane applies. Returns too whether they were compared anew.
+    pub async fn begin(context: &Context, moving: &Moving) -> Result<(bool, Recheck), StepError> {
         let record = moving.record();
         let (source, target) = (&context.config.source.url, context.target(&record)?);
         let back = record.back.is_some();
-        let compared = verify::tables(context, moving, &target).await?;
         let (home, own) = if back { (&target.url, source) } else { (source, &target.url) };
         let (home, own) = tokio::try_join!(client::connect(home, "recheck"), client::connect(own, "recheck"))?;
-        let tables = both(compared, back, &own).await.map_err(|error| match error {
-            Lost::Table(table) => not_ready(&record, &format!("{table} is gone from the target"), "carveout verify"),
-            Lost::Asking(error) => error.into(),
-        })?;
-        let rows = report.tables.iter().map(|table| (table.table.clone(), table.source_rows)).collect();
-        let recheck = Recheck { tables, home, own, back, changed, _used: used, rows };
+        let tables = verify::tables(context, moving, &target).await?;
+        let tables = both(&record, tables, &own).await?;
+        let known = || super::lock(&moving.certificate).clone();
+        let holds = known().filter(|certificate| certificate.holds_of(&shapes(&tables)));
+        let (anew, certificate) = match holds {
+            Some(certificate) => (false, certificate),
+            None => {
+                if !verify::verify(context, moving).await?.equal {
+                    let next = "`carveout verify` names the rows";
+                    return Err(not_ready(&record, "source and target are not equal", next));
+                }
+                (true, known().ok_or_else(|| began_anew(moving))?)
+            }
+        };
+        let rows = certificate.rows().clone();
+        let recheck = Recheck { tables, home, own, back, anew, certificate, rows };
         // The first time the server has to read up on the tables, and that is not for the pause.
         for table in &recheck.tables {
             if let Some(key) = table.home.2.best_key() {
                 table.keys((&recheck.home, &recheck.own), &Keys::none(key.columns.clone())).await?;
             }
         }
-        Ok((report, recheck))
+        Ok((anew, recheck))
+    }
+
+    /// What this was begun with, as it holds behind a flip.
+    pub fn carried(&self) -> Certificate {
+        self.certificate.carried()
+    }
+
+    /// How old the comparison of all rows is.
+    pub fn age(&self) -> Duration {
+        self.certificate.age()
     }
 
     /// How much there is to compare: keys, and rows of whole tables. Of reference tables nothing: their writers are not held.
     fn size(&self) -> (usize, u64) {
         let mut size = (0, 0);
-        for (name, keys) in self.changed.sizes() {
+        for (name, keys) in self.certificate.changed().sizes() {
             match (self.tables.iter().find(|table| table.name == name && !table.reference), keys) {
                 (None, _) => {}
                 (Some(_), Some(keys)) => size.0 += keys,
@@ -98,10 +115,19 @@ impl Recheck {
         size
     }
 
+    /// Whether it is more than the pause is for: tables that are compared whole may have grown since they were `counted`.
+    fn is_much(&self, counted: bool) -> bool {
+        let whole = |(name, keys): &(TableName, Option<usize>)| {
+            keys.is_none() && self.tables.iter().any(|table| table.name == *name && !table.reference)
+        };
+        let (keys, rows) = self.size();
+        keys > FEW_KEYS || rows > MOST_ROWS || !counted && self.certificate.changed().sizes().iter().any(whole)
+    }
+
     /// Compares, while the tenant writes, until few keys are left; returns in how many rounds.
     pub async fn narrow(&mut self, context: &Context, moving: &Moving) -> Result<u32, StepError> {
         let mut rounds = 0;
-        while rounds < ROUNDS && (self.size().0 > FEW_KEYS || self.size().1 > MOST_ROWS) {
+        while rounds < ROUNDS && self.is_much(self.anew || rounds > 0) {
             self.round(context, moving).await?;
             rounds += 1;
         }
@@ -137,12 +163,13 @@ impl Recheck {
                 Err(_) => tokio::time::sleep(PAUSE).await,
             }
         };
-        let before = std::mem::replace(&mut self.changed, next);
-        if !before.is_closed() {
+        let renewed = self.certificate.renewed(&next);
+        let before = std::mem::replace(&mut self.certificate, renewed);
+        if !before.changed().is_closed() {
             return Err(began_anew(moving));
         }
         let sides = if self.back { (&target, &source.client) } else { (&source.client, &target) };
-        let reports = self.compare(sides, &before, true).await?;
+        let reports = self.compare(sides, before.changed(), Pace::Gentle).await?;
         if !still(context, moving, &record).await? {
             return Err(not_ready(&record, "partitions came or went while it was compared", "try again"));
         }
@@ -151,14 +178,15 @@ impl Recheck {
             *rows = report.source_rows.max(*rows);
         }
         equal(context, moving, &reports)?;
-        let mut certificate = super::lock(&moving.certificate);
-        *certificate = certificate.as_ref().map(|certificate| certificate.renewed(&self.changed));
+        if let Some(certificate) = super::lock(&moving.certificate).as_mut() {
+            *certificate = self.certificate.clone();
+        }
         Ok(())
     }
 
     /// Compares what is left, while nobody writes. Returns how many rows were looked at.
     pub async fn last(&self, context: &Context, moving: &Moving) -> Result<u64, StepError> {
-        if Arc::weak_count(&self.changed) == 0 {
+        if Arc::weak_count(self.certificate.changed()) == 0 {
             return Err(began_anew(moving));
         }
         let (_, rows) = self.size();
@@ -167,25 +195,26 @@ impl Recheck {
             return Err(not_ready(&moving.record(), why, "try again when the tenant is less busy"));
         }
         let keys = self.size().0 as u64;
-        let reports = self.compare((&self.home, &self.own), &self.changed, false).await?;
+        let reports = self.compare((&self.home, &self.own), self.certificate.changed(), Pace::Quick).await?;
         equal(context, moving, &reports)?;
         Ok(keys + rows)
     }
 
-    /// All tables at a time: each side is asked for all before it has answered for one.
+    /// All tables at a time: each side is asked for all before it has answered for one. Reference tables are for when there is time.
     async fn compare(
         &self,
         (home, own): (&Client, &Client),
         changed: &Changed,
-        references: bool,
+        pace: Pace,
     ) -> Result<Vec<TableReport>, StepError> {
+        let references = pace == Pace::Gentle;
         let changed = changed.tables();
         let compared = changed.iter().filter_map(|(name, rows)| {
             let table = self.tables.iter().find(|table| &table.name == name && (references || !table.reference))?;
             Some(async move {
                 match rows {
                     Rows::Keys(keys) => table.keys((home, own), keys).await,
-                    Rows::All => table.all((home, own)).await,
+                    Rows::All => table.all((home, own), pace).await,
                 }
             })
         });
@@ -208,36 +237,44 @@ impl Both {
         compare_keys((&home, &self.home.2), (&own, &self.own.2), keys).await
     }
 
-    async fn all(&self, clients: (&Client, &Client)) -> connectors::postgres::Result<TableReport> {
+    async fn all(&self, clients: (&Client, &Client), pace: Pace) -> connectors::postgres::Result<TableReport> {
         let (home, own) = self.sides(clients);
-        compare(&home, &own, &self.home.2).await
+        compare(&home, &own, &self.home.2, pace).await
     }
 }
 
-/// Why the tables could not be put together.
-enum Lost {
-    Table(TableName),
-    Asking(connectors::postgres::Error),
-}
-
 /// The tables with what the target's catalog says of them: types that people made are others there.
-async fn both(compared: Vec<Compared>, back: bool, own: &Client) -> Result<Vec<Both>, Lost> {
+pub(super) async fn both(record: &MoveRecord, compared: Vec<Compared>, own: &Client) -> Result<Vec<Both>, StepError> {
+    let back = record.back.is_some();
     let here = |table: &Compared| if back { table.source.0.clone() } else { table.target.0.clone() };
     let mut schemas: Vec<String> = compared.iter().map(|table| here(table).schema).collect();
     schemas.sort_unstable();
     schemas.dedup();
-    let found = catalog::tables_in(own, &schemas).await.map_err(Lost::Asking)?;
+    let found = catalog::tables_in(own, &schemas).await?;
     let mut found: HashMap<TableName, Table> = found.into_iter().map(|table| (table.name.clone(), table)).collect();
     let mut tables = Vec::new();
     for table in compared {
         let name = here(&table);
-        let there = found.remove(&name).ok_or(Lost::Table(name))?;
+        let gone = || not_ready(record, &format!("{name} is gone from the target"), "carveout verify");
+        let there = found.remove(&name).ok_or_else(gone)?;
         let Compared { shape, source, target, reference } = table;
         let name = source.0.clone();
         let (home, own) = if back { (target, source) } else { (source, target) };
         tables.push(Both { name, home: (home.0, home.1, shape), own: (own.0, own.1, there), reference });
     }
     Ok(tables)
+}
+
+/// What the tables look like on both sides, as far as their rows are compared by it, by their names at home.
+pub(super) fn shapes(tables: &[Both]) -> Shapes {
+    let columns = |table: &Table| -> Vec<_> {
+        let seen = |column: &Column| (column.name.clone(), column.number, column.type_oid, column.type_sql.clone());
+        table.stored().map(seen).collect()
+    };
+    let keys =
+        |table: &Table| -> Vec<_> { table.keys.iter().map(|key| (key.columns.clone(), key.identifies)).collect() };
+    let seen = |table: &Table| format!("{:?}", (table.oid, columns(table), keys(table), &table.partitions));
+    tables.iter().map(|table| (table.home.2.name.to_string(), (seen(&table.home.2), seen(&table.own.2)))).collect()
 }
 
 fn began_anew(moving: &Moving) -> StepError {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use connectors::postgres::apply::Changed;
 use connectors::postgres::catalog::Table;
-use connectors::postgres::checksum::{Side, compare};
+use connectors::postgres::checksum::{Pace, Side, compare};
 use connectors::postgres::policy::Path;
 use connectors::postgres::snapshot::{self, HeldSnapshot};
 use connectors::postgres::{Client, Doing, client, slot};
@@ -20,7 +20,7 @@ use schemas::status::VerifyReport;
 use tokio::sync::{mpsc, oneshot};
 
 use super::certificate::Certificate;
-use super::{Context, Moving, StepError};
+use super::{Context, Moving, StepError, recheck};
 use crate::lane::LaneCommand;
 
 /// How long to try for a snapshot at which the lane can stand.
@@ -61,16 +61,7 @@ impl Drop for Verifying<'_> {
 
 /// Compares every table of the move.
 pub async fn verify(context: &Context, moving: &Moving) -> Result<VerifyReport, StepError> {
-    verify_noting(context, moving, None).await
-}
-
-/// The same; what the lane applies behind the position is noted in `changed`.
-pub(super) async fn verify_noting(
-    context: &Context,
-    moving: &Moving,
-    changed: Option<&Arc<Changed>>,
-) -> Result<VerifyReport, StepError> {
-    Ok(verify_at(context, moving, changed, false).await?.0)
+    Ok(verify_at(context, moving, false).await?.0)
 }
 
 /// Compares the tables, and leaves the lane where both sides were compared, with the snapshot of its sink there.
@@ -78,13 +69,12 @@ pub(super) async fn verify_and_hold(
     context: &Context,
     moving: &Moving,
 ) -> Result<(VerifyReport, Client, Option<Held>), StepError> {
-    verify_at(context, moving, None, true).await
+    verify_at(context, moving, true).await
 }
 
 async fn verify_at(
     context: &Context,
     moving: &Moving,
-    changed: Option<&Arc<Changed>>,
     stays: bool,
 ) -> Result<(VerifyReport, Client, Option<Held>), StepError> {
     let record = moving.record();
@@ -105,19 +95,18 @@ async fn verify_at(
         return Err(refuse("it is paused", "`carveout resume`, then verify"));
     }
     let _verifying = Verifying::begin(moving)?;
-    let own = Arc::new(Changed::default());
     // Whoever is about to move the writes goes by what is noted already.
     let in_use = super::lock(&moving.certificate).as_ref().is_some_and(Certificate::is_in_use);
-    let changed = changed.or((!in_use).then_some(&own));
+    let changed = (!in_use).then(|| Arc::new(Changed::default()));
     let target = context.target(&record)?;
     let tables = tables(context, moving, &target).await?;
     let began = Instant::now();
-    let (report, client, held) = loop {
-        let why = match stand(context, moving, &target.url, changed).await? {
+    let (report, source, client, held) = loop {
+        let why = match stand(context, moving, &target.url, changed.as_ref()).await? {
             Ok((source, client, held)) => {
                 let held = stays.then_some(held);
                 match compare_all(context, moving, &tables, &source, &client).await? {
-                    Some(report) => break (report, client, held),
+                    Some(report) => break (report, source, client, held),
                     None => "partitions came or went while it was compared",
                 }
             }
@@ -135,7 +124,11 @@ async fn verify_at(
     *super::lock(&moving.differences) = Some(differences);
     match changed {
         _ if !report.equal => *super::lock(&moving.certificate) = None,
-        Some(changed) => *super::lock(&moving.certificate) = Some(Certificate::new(changed)),
+        Some(changed) => {
+            let own = if record.back.is_some() { &source.client } else { &client };
+            let shapes = recheck::shapes(&recheck::both(&record, tables, own).await?);
+            *super::lock(&moving.certificate) = Some(Certificate::new(&changed, &report, shapes));
+        }
         None => {}
     }
     moving.update(&context.store, |record| record.verified_at = report.equal.then_some(report.lsn))?;
@@ -196,7 +189,7 @@ async fn compare_all(
         let right = Side { client, table: right.clone(), filter: there.clone() };
         // The shared side is the source in every report, whichever way the changes flow.
         let (source, target) = if record.back.is_some() { (right, left) } else { (left, right) };
-        let table = compare(&source, &target, shape).await?;
+        let table = compare(&source, &target, shape, Pace::Gentle).await?;
         report.equal &= table.differences == 0;
         report.tables.push(table);
     }

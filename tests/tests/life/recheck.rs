@@ -12,7 +12,7 @@ use super::{SOON, Stage};
 use crate::carve::phase;
 
 /// Spoils what a lane writes into a row of `accounts`, once its kind is this one.
-fn spoil(kind: u32) -> String {
+pub fn spoil(kind: u32) -> String {
     format!(
         "CREATE OR REPLACE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS
            $$ BEGIN NEW.balance := NEW.balance + 1000000; RETURN NEW; END $$;
@@ -21,7 +21,7 @@ fn spoil(kind: u32) -> String {
     )
 }
 
-const MEND: &str = "DROP TRIGGER spoil ON accounts; DROP FUNCTION spoil()";
+pub const MEND: &str = "DROP TRIGGER spoil ON accounts; DROP FUNCTION spoil()";
 
 /// Waits until the fence is being made on the side of `client`: both sides are compared then, and nobody is held.
 pub async fn compared(client: &Client, asked: &tokio::task::JoinHandle<Result<std::process::Output>>) -> Result<()> {
@@ -48,7 +48,7 @@ impl Stage {
     }
 }
 
-fn assert_refused(output: &std::process::Output) -> Result<()> {
+pub fn assert_refused(output: &std::process::Output) -> Result<()> {
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.code() == Some(1), "{said}");
     ensure!(said.contains("public.accounts: 1 rows differ, different (9999)"), "{said}");
@@ -56,7 +56,7 @@ fn assert_refused(output: &std::process::Output) -> Result<()> {
     Ok(())
 }
 
-fn steps(report: &Value) -> Vec<&str> {
+pub fn steps(report: &Value) -> Vec<&str> {
     report["steps"].as_array().into_iter().flatten().filter_map(|step| step["step"].as_str()).collect()
 }
 

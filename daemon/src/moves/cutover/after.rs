@@ -9,7 +9,7 @@ use schemas::Phase;
 use schemas::phase::Event;
 use schemas::record::Fault;
 
-use super::super::{Context, Moving, StepError, driver, reverse};
+use super::super::{Context, Moving, StepError, driver, lock, reverse};
 use super::{FENCE_PATIENCE, HOLD_PATIENCE, MARGIN, ends, not_ready, sides};
 
 /// Between two tries to take away what a cutover left.
@@ -67,6 +67,8 @@ pub async fn resolve(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(),
         true => held.release().await?,
         false => held.turn(true, &to.route(&record, record.epoch + 1)).await?,
     }
+    // Whoever flipped did not come to say what both sides are worth.
+    *lock(&moving.certificate) = None;
     finish(context, moving, None)?;
     if moving.record().phase == Phase::Following { still_has_a_lane(context, moving) } else { Ok(()) }
 }
