@@ -91,7 +91,15 @@ impl Rig {
             let began = Instant::now();
             let held = self.fence.hold(&self.url, deadline, PATIENCE).await?;
             waited.push(began.elapsed());
-            ensure!(held.wanting(&self.owned).await?.is_empty(), "a trigger is missing");
+            match held.wanting(&self.owned).await {
+                Ok(wanting) => ensure!(wanting.is_empty(), "a trigger is missing"),
+                // The deadline came first.
+                Err(_) if !held.is_held().await => {
+                    ended += 1;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            }
             held.barrier(&self.client).await?;
             tokio::time::sleep(Duration::from_millis(rng.random_range(0..120))).await;
             // Behind it whatever was written meanwhile; it counts where the lock was still there afterwards.

@@ -104,7 +104,7 @@ mod tests {
         assert!(!certificate.counts() && !certificate.holds(), "no lane notes");
         let lane = Arc::downgrade(&changed);
         assert!(certificate.counts() && !certificate.is_in_use());
-        assert!(certificate.holds_of(&shapes(&[("accounts", 1), ("notes", 1)])), "reference tables do not flow back");
+        assert!(certificate.holds_of(&shapes(&[("accounts", 1), ("notes", 1)])), "one is not asked about");
         assert!(!certificate.holds_of(&shapes(&[("accounts", 2), ("notes", 1)])), "one is another");
         assert!(!certificate.holds_of(&shapes(&[("accounts", 1), ("writes", 1)])), "one came");
         let used = certificate.renewed(&changed);

@@ -117,11 +117,9 @@ impl Recheck {
 
     /// Whether it is more than the pause is for: tables that are compared whole may have grown since they were `counted`.
     fn is_much(&self, counted: bool) -> bool {
-        let whole = |(name, keys): &(TableName, Option<usize>)| {
-            keys.is_none() && self.tables.iter().any(|table| table.name == *name && !table.reference)
-        };
+        let whole = || self.certificate.changed().sizes().iter().any(|(_, keys)| keys.is_none());
         let (keys, rows) = self.size();
-        keys > FEW_KEYS || rows > MOST_ROWS || !counted && self.certificate.changed().sizes().iter().any(whole)
+        keys > FEW_KEYS || rows > MOST_ROWS || !counted && whole()
     }
 
     /// Compares, while the tenant writes, until few keys are left; returns in how many rounds.
@@ -265,7 +263,8 @@ pub(super) async fn both(record: &MoveRecord, compared: Vec<Compared>, own: &Cli
     Ok(tables)
 }
 
-/// What the tables look like on both sides, as far as their rows are compared by it, by their names at home.
+/// What the tables look like on both sides, as far as their rows are compared by it, by their names at home. Not reference tables:
+/// they do not come back, and are noted as a whole when they are read again.
 pub(super) fn shapes(tables: &[Both]) -> Shapes {
     let columns = |table: &Table| -> Vec<_> {
         let seen = |column: &Column| (column.name.clone(), column.number, column.type_oid, column.type_sql.clone());
@@ -274,7 +273,8 @@ pub(super) fn shapes(tables: &[Both]) -> Shapes {
     let keys =
         |table: &Table| -> Vec<_> { table.keys.iter().map(|key| (key.columns.clone(), key.identifies)).collect() };
     let seen = |table: &Table| format!("{:?}", (table.oid, columns(table), keys(table), &table.partitions));
-    tables.iter().map(|table| (table.home.2.name.to_string(), (seen(&table.home.2), seen(&table.own.2)))).collect()
+    let tables = tables.iter().filter(|table| !table.reference);
+    tables.map(|table| (table.home.2.name.to_string(), (seen(&table.home.2), seen(&table.own.2)))).collect()
 }
 
 fn began_anew(moving: &Moving) -> StepError {

@@ -56,7 +56,7 @@ async fn what_was_compared_counts_over_flips_until_nobody_knows_what_has_changed
     }
     let ledger = clients.stop().await?;
     ledger.assert_never_on_both_sides()?;
-    stage.assert_equal("1", "shared", &ledger).await
+    stage.assert_equal("1", "database", &ledger).await
 }
 
 /// Invariant 10: what the lane back writes after a flip is noted from its beginning, so a row that the source spoils right after

@@ -1,7 +1,7 @@
 //! Prints what was measured.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -13,9 +13,10 @@ use super::figures::{Figures, Window, heading};
 const MEDIAN: f64 = 100.0;
 const P99: f64 = 250.0;
 /// The steps outside of the pause and within, in their order.
-const STEPS: [&str; 12] = [
+const STEPS: [&str; 13] = [
     "reverse",
     "verify",
+    "certificate",
     "sequences",
     "fence",
     "rounds",
@@ -58,6 +59,8 @@ pub fn print(flips: &[Flip], mut written: Vec<Written>, mut others: Vec<Written>
     println!("{}", Window::latencies(&busy, &written).line("the tenant's writes, during cutovers"));
     println!("{}", Window::latencies(&quiet, &written).line("  without"));
     of_others(&busy, &quiet, &pauses, &others);
+    others_by_step(flips, &others);
+
     println!("\nkeys compared again in the pause: {}", counted(&number(flips, "rechecked_keys")?));
     let kept = all.percentile(50.0) <= MEDIAN && all.percentile(99.0) <= P99;
     let said = if kept { "kept" } else { "MISSED" };
@@ -115,6 +118,26 @@ fn of_others(busy: &[Window], quiet: &[Window], pauses: &[Pause], written: &[Wri
         (&held, "  while the tenant's writers waited"),
     ] {
         println!("{}", Window::latencies(windows, written).line(name));
+    }
+}
+
+/// What others notice of each step; the first one begins when the flip is asked for.
+fn others_by_step(flips: &[Flip], written: &[Written]) {
+    let mut windows: HashMap<&str, Vec<Window>> = HashMap::new();
+    for flip in flips {
+        let mut from = flip.busy.from;
+        for took in flip.report["steps"].as_array().into_iter().flatten() {
+            let to = from + Duration::from_secs_f64(took["ms"].as_f64().unwrap_or_default() / 1e3);
+            let step = STEPS.iter().find(|step| took["step"] == **step);
+            windows.entry(step.copied().unwrap_or("something else")).or_default().push(Window { from, to });
+            from = to;
+        }
+        windows.entry("afterwards").or_default().push(Window { from, to: flip.busy.to });
+    }
+    for step in STEPS.into_iter().chain(["something else", "afterwards"]) {
+        if let Some(windows) = windows.get(step) {
+            println!("{}", Window::latencies(windows, written).line(&format!("  {step}")));
+        }
     }
 }
 
