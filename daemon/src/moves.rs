@@ -184,17 +184,9 @@ impl Context {
     /// What a lane reads: the tenant's rows of the shared tables; for a lane back, and for a tenant that has a schema of its own
     /// already, tables of which every row is the tenant's.
     pub async fn read_by(&self, record: &MoveRecord) -> Result<Vec<Owned>, StepError> {
-        let column = |path: &TablePath| match path {
-            TablePath::Key(column) => Some(column.clone()),
-            _ => None,
-        };
-        let keys: Vec<Option<String>> = match (&record.from, &record.back) {
-            (None, None) => return self.tables(&record.tables).await,
-            (Some(stage), None) => stage.paths.iter().map(column).collect(),
-            (_, Some(_)) => record.tables.iter().map(|_| None).collect(),
-        };
+        let Some(own) = own_tables(record) else { return self.tables(&record.tables).await };
         let client = client::connect(&self.config.source.url, "plan").await?;
-        reverse::whole(&client, record.tables.iter().cloned().zip(keys)).await
+        reverse::whole(&client, own).await
     }
 
     /// What the two sides of a lane have in common, as it is where the tenant came from.
@@ -498,6 +490,20 @@ impl Moving {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The tables that a move's lane reads where every row of them is the tenant's, each with the column that names it, where one does.
+fn own_tables(record: &MoveRecord) -> Option<Vec<(TableName, Option<String>)>> {
+    let column = |path: &TablePath| match path {
+        TablePath::Key(column) => Some(column.clone()),
+        _ => None,
+    };
+    let columns: Vec<Option<String>> = match (&record.from, &record.back) {
+        (None, None) => return None,
+        (Some(stage), None) => stage.paths.iter().map(column).collect(),
+        (_, Some(_)) => vec![None; record.tables.len()],
+    };
+    Some(record.tables.iter().cloned().zip(columns).collect())
 }
 
 /// Why a step did not come to its end.

@@ -247,6 +247,20 @@ pub fn resolve(tables: Vec<Table>, tenancy: &Tenancy) -> Policies {
     policies
 }
 
+/// Tables of which every row is the tenant's, each with the column that names it, where one does; an error is the name of one that
+/// is not there.
+pub fn whole(
+    mut found: Vec<Table>,
+    names: impl IntoIterator<Item = (TableName, Option<String>)>,
+) -> std::result::Result<Vec<Owned>, TableName> {
+    let own = names.into_iter().map(|(name, column)| {
+        let at = found.iter().position(|table| table.name == name).ok_or(name)?;
+        let (table, null_tenant) = (found.swap_remove(at), NullTenant::NotMoving);
+        Ok(Owned { table, path: Path::Whole(column), null_tenant, referenced: Vec::new() })
+    });
+    own.collect()
+}
+
 /// Adds the tables that refer to others, from the top down.
 fn resolve_paths(policies: &mut Policies, mut left: Vec<(Table, Vec<String>, NullTenant)>) {
     loop {

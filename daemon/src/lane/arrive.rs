@@ -25,6 +25,8 @@ pub struct Origin {
     pub config: Config,
     /// The tenant.
     pub tenant: TenantId,
+    /// The tables, each with the column that names the tenant, where one does: `Some` where every row of them is the tenant's.
+    pub own: Option<Vec<(TableName, Option<String>)>>,
     /// Delivered transactions that no snapshot has shown yet.
     pub unseen: SharedUnseen,
 }
@@ -53,15 +55,9 @@ impl Outlook {
             Some(source) => source,
             none => {
                 let source = client::connect(url, "arrive").await?;
-                let found = policy::resolve(catalog::tables(&source).await?, &origin.config.tenancy);
-                let unfit = |finding: &&schemas::status::Finding| {
-                    let is = |table: &TableName| table.to_string() == finding.object && sink.reads_again(table);
-                    known.tables.iter().any(|(table, _)| is(table))
-                };
-                if let Some(finding) = found.findings.iter().find(unfit) {
-                    return Err(Error::connection(format!("read {} again", finding.object), &finding.cause));
-                }
-                none.insert((source, found.owned))
+                let again = |table: &TableName| sink.reads_again(table);
+                let tables = origin.tables(&source, known, again).await?;
+                none.insert((source, tables))
             }
         };
         let demand = origin.unseen.lock().unwrap_or_else(PoisonError::into_inner).demand();
@@ -81,6 +77,31 @@ impl Outlook {
         }
         let shown = demand.met_by(&held.snapshot);
         Ok(shown.then(|| apply::Origin { url: url.clone(), held, tables, tenant: origin.tenant.clone() }))
+    }
+}
+
+impl Origin {
+    /// The tables as the source has them; an error that may pass, where one that is read again is not fit for it.
+    async fn tables(
+        &self,
+        source: &Client,
+        known: &Published,
+        again: impl Fn(&TableName) -> bool,
+    ) -> Result<Vec<Owned>> {
+        if let Some(own) = &self.own {
+            let schemas: Vec<String> = own.iter().map(|(table, _)| table.schema.clone()).collect();
+            let tables = policy::whole(catalog::tables_in(source, &schemas).await?, own.iter().cloned());
+            return tables.map_err(|gone| Error::connection(format!("read {gone} again"), "it is gone"));
+        }
+        let found = policy::resolve(catalog::tables(source).await?, &self.config.tenancy);
+        let unfit = |finding: &&schemas::status::Finding| {
+            let is = |table: &TableName| table.to_string() == finding.object && again(table);
+            known.tables.iter().any(|(table, _)| is(table))
+        };
+        match found.findings.iter().find(unfit) {
+            Some(finding) => Err(Error::connection(format!("read {} again", finding.object), &finding.cause)),
+            None => Ok(found.owned),
+        }
     }
 }
 

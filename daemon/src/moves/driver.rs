@@ -381,6 +381,7 @@ async fn follow(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), Step
         origin: Origin {
             config: context.config.clone(),
             tenant: record.tenant.clone(),
+            own: super::own_tables(&record),
             unseen: context.pipeline.unseen.clone(),
         },
         prev_end: link.prev_end,

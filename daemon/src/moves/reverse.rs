@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use connectors::postgres::policy::{self, Owned, Path};
 use connectors::postgres::{Client, Error, catalog, client, control, purge, reverse, slot, snapshot};
-use schemas::config::NullTenant;
 use schemas::record::{Back, Fault, MoveRecord, Published};
 use schemas::{MoveId, Phase, TableName};
 use tokio::sync::{mpsc, watch};
@@ -67,22 +66,10 @@ pub(super) async fn whole(
 ) -> Result<Vec<Owned>, StepError> {
     let names: Vec<_> = names.into_iter().collect();
     let schemas: Vec<String> = names.iter().map(|(name, _)| name.schema.clone()).collect();
-    let mut found = catalog::tables_in(client, &schemas).await?;
-    let mut own = Vec::new();
-    for (name, column) in names {
-        let Some(at) = found.iter().position(|table| table.name == name) else {
-            let next = "`carveout verify` compares both sides";
-            return Err(StepError::Fault(Fault::new(
-                "table_changed",
-                name.to_string(),
-                "it is gone from the target",
-                next,
-            )));
-        };
-        let (table, null_tenant) = (found.swap_remove(at), NullTenant::NotMoving);
-        own.push(Owned { table, path: Path::Whole(column), null_tenant, referenced: Vec::new() });
-    }
-    Ok(own)
+    policy::whole(catalog::tables_in(client, &schemas).await?, names).map_err(|gone| {
+        let next = "`carveout verify` compares both sides";
+        StepError::Fault(Fault::new("table_changed", gone.to_string(), "it is gone from the target", next))
+    })
 }
 
 /// Prepares the target's database, and opens the lane: from here on what is written there is spooled. Its rows are copied
