@@ -60,10 +60,14 @@ pub async fn wanting(client: &Client, role: &str) -> Result<Vec<(String, String)
 }
 
 /// Makes old images name their rows, where no key does: without, the application's UPDATE would fail once the table is published.
+/// What is said of a partitioned table is not said of its partitions, and the rows are theirs.
 pub async fn identities(client: &Client, tables: &[&Table]) -> Result<()> {
     for table in tables.iter().filter(|table| !table.keys.iter().any(|key| key.primary)) {
-        let sql = format!("ALTER TABLE {} REPLICA IDENTITY FULL", qualified(&table.name));
-        at_leisure(client, &format!("set the replica identity of {}", table.name), &sql).await?;
+        let partitions = table.partitions.iter().map(|partition| &partition.name);
+        for name in std::iter::once(&table.name).chain(partitions) {
+            let sql = format!("ALTER TABLE {} REPLICA IDENTITY FULL", qualified(name));
+            at_leisure(client, &format!("set the replica identity of {name}"), &sql).await?;
+        }
     }
     Ok(())
 }

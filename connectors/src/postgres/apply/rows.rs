@@ -164,5 +164,6 @@ fn find<'a>(table: &Mapped, key: &Row<'a>, old: Option<&Row<'a>>, taken: usize) 
         (0..old.len()).map(pair).map(|(name, value)| format!("{name}::text IS NOT DISTINCT FROM ({value})::text"));
     let target = qualified(&table.target);
     let same = indexed.chain(same).collect::<Vec<_>>().join(" AND ");
-    Ok((format!("ctid = (SELECT ctid FROM {target} WHERE {same} LIMIT 1)"), old.clone()))
+    // Each partition has a row at this place.
+    Ok((format!("(tableoid, ctid) = (SELECT tableoid, ctid FROM {target} WHERE {same} LIMIT 1)"), old.clone()))
 }
