@@ -19,7 +19,7 @@ use schemas::{Lsn, TableName};
 use tokio::sync::Semaphore;
 
 use super::driver::open_checkpoint;
-use super::{Context, Moving, StepError};
+use super::{Context, Moving, StepError, parts};
 
 /// Between two tries to get a snapshot that shows everything delivered before the lane was open.
 const SNAPSHOT_PAUSE: Duration = Duration::from_millis(50);
@@ -246,12 +246,17 @@ async fn copy_one(
             context.throttle.take(rows).await;
         }
     })
-    .await
-    .map_err(|error| match !shared && error.lacks_partition() {
+    .await;
+    let rows = match rows {
+        Err(error) if error.lacks_partition() && shared => {
+            return Err(parts::without_a_place(&owned.table, &job.target, &plan.url, error).await);
+        }
         // A partition that came meanwhile: with another snapshot the target gets it too.
-        true => Error::connection(format!("copy {}", owned.table.name), error),
-        false => error,
-    })?;
+        Err(error) if error.lacks_partition() => {
+            return Err(Error::connection(format!("copy {}", owned.table.name), error).into());
+        }
+        rows => rows?,
+    };
     if owned.table.partitioned_by.is_some() {
         // While `from` reads, none can go; one that came may have been read too.
         let names = std::slice::from_ref(&owned.table.name);

@@ -1,14 +1,16 @@
 //! What a running lane's target gets besides rows: foreign keys are validated once it shows one moment of the source;
-//! a fault that comes from a type of the target says what the type lacks.
+//! a fault that comes from a type of the target, or from partitions that it does not have, says what is lacking.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use connectors::postgres::catalog::Table;
-use connectors::postgres::client;
+use connectors::postgres::catalog::{self, Table};
 use connectors::postgres::provision::{keys, needs, objects};
+use connectors::postgres::{Error, client};
+use schemas::TableName;
 use schemas::record::{Fault, Published};
+use schemas::url::PgUrl;
 use tokio::sync::{mpsc, oneshot};
 
 use super::keys::caught_up;
@@ -66,6 +68,23 @@ pub(super) async fn record_partitions(
             Err(error) => tracing::error!(%error, "the partitions could not be recorded"),
         }
     }
+}
+
+/// What of a tenant that comes home finds no partition there: the partitions of its own which the shared table lacks.
+pub(super) async fn without_a_place(table: &Table, home: &TableName, url: &PgUrl, error: Error) -> StepError {
+    let there = async { catalog::partitions_of(&client::connect(url, "compare").await?, home).await };
+    let there = there.await.unwrap_or_else(|error| {
+        tracing::debug!(%error, "the partitions of both sides could not be compared");
+        table.partitions.clone()
+    });
+    let lacks = table.partitions.iter().filter(|own| !there.iter().any(|other| other.bound == own.bound));
+    let lacks: Vec<String> = lacks.map(|own| format!("{} {}", own.name, own.bound)).collect();
+    if lacks.is_empty() {
+        return error.into();
+    }
+    let message = format!("{home} has no place for all of its rows; partitions that it lacks: {}", lacks.join(", "));
+    let next = "make them there, then `carveout resume`; or `carveout cancel`";
+    StepError::Fault(Fault::new("no_partition", table.name.to_string(), message, next))
 }
 
 /// Adds what the target's types lack, where they are not the source's any more.
