@@ -6,6 +6,7 @@ mod certificate;
 mod clients;
 mod home;
 mod log;
+mod partitions;
 mod probes;
 pub mod recheck;
 mod stages;

@@ -12,7 +12,7 @@ fn ten_rows(schema: &str, tenant: &str) -> String {
 
 impl Stage {
     /// Waits for a fault that says this.
-    async fn stands(&self, tenant: &str, part: &str) -> Result<Value> {
+    pub(super) async fn stands(&self, tenant: &str, part: &str) -> Result<Value> {
         until(&format!("a fault: {part}"), SOON, async || {
             let status = self.json(&["status", tenant]).await?;
             ensure!(status["fault"].to_string().contains(part), "{status}");
