@@ -7,6 +7,7 @@ use schemas::TableName;
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::super::catalog::{self, Partition};
 use super::super::policy::{Owned, Path};
 use super::super::quote::{ident, literal, table as qualified};
 use super::super::{Doing, Error, Result};
@@ -27,7 +28,9 @@ pub async fn install(client: &mut Client, fence: &Fence, tables: &[Owned], patie
     }
     let wanting: HashSet<String> = wanting(client, row, tables).await?.into_iter().collect();
     for owned in from_the_top(tables).iter().filter(|owned| wanting.contains(&owned.table.name.to_string())) {
-        let sql = triggers(fence, row, owned);
+        // Some may have come since the tables were read.
+        let partitions = catalog::partitions_of(client, &owned.table.name).await?;
+        let sql = triggers(fence, row, owned, &partitions);
         at_leisure(client, &owned.table.name, &sql, patience).await?;
     }
     Ok(())
@@ -195,7 +198,7 @@ END"
 }
 
 /// AFTER, for a BEFORE trigger locks every row first, whosever it is, and sees the tenant before other triggers have set it.
-fn triggers(fence: &Fence, row: Row, owned: &Owned) -> String {
+fn triggers(fence: &Fence, row: Row, owned: &Owned, partitions: &[Partition]) -> String {
     let table = qualified(&owned.table.name);
     let own_function = owned.depth() > 0 || matches!(owned.path, Path::Whole(Some(_)));
     let function = if own_function { via_function(row, owned) } else { row.function() };
@@ -208,7 +211,7 @@ fn triggers(fence: &Fence, row: Row, owned: &Owned) -> String {
     let rows = events.into_iter().map(|(event, rows)| {
         (event, format!("FOR EACH ROW {} EXECUTE FUNCTION carveout.{}()", when(rows), ident(&function)))
     });
-    let partitions = owned.table.partitions.iter().map(|partition| qualified(&partition.name));
+    let partitions = partitions.iter().map(|partition| qualified(&partition.name));
     let places: Vec<String> = std::iter::once(table.clone()).chain(partitions).collect();
     let mut sql: Vec<String> = rows
         .zip(names(row))
