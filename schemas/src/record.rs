@@ -363,10 +363,11 @@ pub struct PublishedColumn {
 }
 
 impl Published {
-    /// The tables whose partitions are others `now`.
+    /// The tables whose partitions are others `now`. A lane back knows of none: it must never read a shared table again as a whole, for
+    /// that empties it.
     pub fn repartitioned(&self, now: &Published) -> Vec<TableName> {
         let differs = |(name, was): &&(TableName, PublishedTable)| {
-            now.tables.iter().any(|(table, is)| table == name && is.partitions != was.partitions)
+            was.partitioned && now.tables.iter().any(|(table, is)| table == name && is.partitions != was.partitions)
         };
         self.tables.iter().filter(differs).map(|(name, _)| name.clone()).collect()
     }
@@ -532,6 +533,19 @@ mod tests {
         ] {
             assert!(was.change(&now).is_some_and(|(_, said)| said.contains(cause)), "{cause}");
         }
+    }
+
+    #[test]
+    fn partitions_count_where_they_are_followed() {
+        let of = |partitioned, partitions| {
+            let (columns, found_by) = (Vec::new(), Vec::new());
+            let table = PublishedTable { oid: 5, member: 6, file: 0, columns, found_by, partitioned, partitions };
+            Published { version: 1, tables: vec![(TableName::new("public", "t"), table)] }
+        };
+        let now = of(true, vec![(7, String::new())]);
+        assert_eq!(of(true, Vec::new()).repartitioned(&now), [TableName::new("public", "t")]);
+        assert_eq!(now.repartitioned(&now), []);
+        assert_eq!(of(false, Vec::new()).repartitioned(&now), []);
     }
 
     proptest! {
