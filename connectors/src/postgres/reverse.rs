@@ -72,6 +72,27 @@ pub async fn identities(client: &Client, tables: &[&Table]) -> Result<()> {
     Ok(())
 }
 
+/// Takes that back where nothing publishes the table, or a part of it, any more.
+pub async fn plain_identities(client: &Client, tables: &[TableName]) -> Result<()> {
+    let sql = "WITH tree AS (
+                 SELECT r.root, coalesce(t.relid, r.root)::oid AS id FROM (SELECT to_regclass(name) AS root FROM unnest($1::text[]) name) r
+                   LEFT JOIN LATERAL pg_partition_tree(r.root) t ON true)
+               SELECT n.nspname::text, c.relname::text
+                 FROM tree JOIN pg_class c ON c.oid = tree.id JOIN pg_namespace n ON n.oid = c.relnamespace
+                WHERE c.relreplident = 'f'
+                  AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = tree.root AND i.indisprimary)
+                  AND NOT EXISTS (SELECT FROM tree part JOIN pg_class p ON p.oid = part.id
+                                    JOIN pg_publication_tables t ON t.tablename = p.relname AND t.schemaname = p.relnamespace::regnamespace::name
+                                   WHERE part.root = tree.root)";
+    let names: Vec<String> = tables.iter().map(qualified).collect();
+    for row in client.query(sql, &[&names]).await.doing("look for replica identities")? {
+        let name = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        let sql = format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT", qualified(&name));
+        at_leisure(client, &format!("put back the replica identity of {name}"), &sql).await?;
+    }
+    Ok(())
+}
+
 /// Makes slot and publication, both called `name`, where they are missing.
 pub async fn publish(client: &Client, name: &str, tables: &[TableName]) -> Result<()> {
     if slot::find_publication(client, name).await?.is_none() {

@@ -446,11 +446,13 @@ pub async fn discard(context: &Arc<Context>, moving: &Moving) -> Result<(), Step
             Some(name) => {
                 let client = client::connect(&target.url, "reverse").await?;
                 reverse::unpublish(&client, name).await?;
+                reverse::plain_identities(&client, &record.tables).await?;
             }
             None => {
                 drop(context.pipeline.close(id).await?);
                 let client = client::connect(&context.config.source.url, "reverse").await?;
                 reverse::leave(&client, &context.config.source.publication, &record.tables).await?;
+                reverse::plain_identities(&client, &record.tables).await?;
             }
         }
         let mut source = client::connect(&context.config.source.url, "reverse").await?;

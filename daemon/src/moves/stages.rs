@@ -35,7 +35,8 @@ pub(super) async fn unpublish(context: &Context, moving: &Moving) -> Result<(), 
         return Ok(());
     }
     let client = client::connect(&context.config.source.url, "publish").await?;
-    Ok(reverse::leave(&client, &context.config.source.publication, &record.tables).await?)
+    reverse::leave(&client, &context.config.source.publication, &record.tables).await?;
+    Ok(reverse::plain_identities(&client, &record.tables).await?)
 }
 
 /// The tenant has left its schema for good: what the earlier move made is dropped. This one is then as if the tenant had come from

@@ -215,7 +215,16 @@ async fn partitions_without_a_key_can_be_changed_where_their_tenant_lives() -> R
             "UPDATE {schema}.hits SET v = 'changed', at = 19 - at WHERE at % 3 = 0; DELETE FROM {schema}.hits WHERE at = 5"
         );
         target.batch_execute(&sql).await.context("the tenant changes its rows")?;
+        let full = format!(
+            "SELECT count(*) FROM pg_class WHERE relreplident = 'f' AND relnamespace = '{schema}'::regnamespace AND relname LIKE 'hits%'"
+        );
+        ensure!(target.query_one(&full, &[]).await?.get::<_, i64>(0) > 2, "its rows have no old images");
         cli(&stage.config, &["rollback", tenant]).await?;
+        until("replica identities put back", SOON, async || {
+            ensure!(target.query_one(&full, &[]).await?.get::<_, i64>(0) == 0, "not yet");
+            Ok(())
+        })
+        .await?;
         let (filter, theirs) = (format!("bid = {tenant}"), format!("{schema}.hits"));
         let equal = oracle::assert_equal(&source, "public.hits", &filter, &target, &theirs).await?;
         ensure!(equal.source_rows > 50 && equal.source_rows < 100, "{equal:?}");
