@@ -305,11 +305,12 @@ impl Moving {
 
     /// Whether both sides were equal not long ago, and little has changed since.
     pub fn is_certified(&self) -> bool {
-        let mut certificate = lock(&self.certificate);
-        // The lane need not note any more.
-        certificate.take_if(|certificate| !certificate.holds() && !certificate.is_in_use());
+        lock(&self.certificate).as_ref().is_some_and(Certificate::counts)
+    }
 
-        certificate.as_ref().is_some_and(Certificate::counts)
+    /// Takes away a comparison that does not count any more: the lane need not note.
+    pub fn forget_noted(&self) {
+        lock(&self.certificate).take_if(|certificate| !certificate.counts() && !certificate.is_in_use());
     }
 
     /// Both sides are at rest and equal: what the next lane applies is noted from its beginning.
@@ -430,6 +431,9 @@ impl Moving {
                 (record.phase, record.fault) = (phase, Some(fault));
             }
         })?;
+        // The lane that comes then is another one.
+        *lock(&self.noting) = Weak::new();
+        *lock(&self.certificate) = None;
         Ok(broken)
     }
 

@@ -10,6 +10,7 @@ use schemas::status::{Difference, TableReport};
 use tokio_postgres::Client;
 
 mod keys;
+pub mod seen;
 
 use super::catalog::Table;
 use super::quote::{ident, table as qualified};

@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 use connectors::postgres::apply::Changed;
 use schemas::status::VerifyReport;
 
-/// A comparison that is older says nothing any more.
+/// A comparison that is older counts no more, nor one after which more keys have changed.
 const OLDEST: Duration = Duration::from_secs(3600);
-/// Nobody is called ready after which more keys have changed.
 const MOST_KEYS: usize = 1_000;
 
 /// By a table's name at home: what it looks like there, and in the target.
@@ -35,9 +34,9 @@ impl Certificate {
         Certificate { at: Instant::now(), shapes: Arc::new(shapes), rows: Arc::new(rows), changed, users }
     }
 
-    /// What had changed was equal too; `changed` notes the rest.
-    pub fn renewed(&self, changed: &Arc<Changed>) -> Certificate {
-        Certificate { changed: Arc::clone(changed), ..self.clone() }
+    /// What had changed was equal too; `changed` notes the rest, and tables have so many rows now.
+    pub fn renewed(&self, changed: &Arc<Changed>, rows: HashMap<String, u64>) -> Certificate {
+        Certificate { changed: Arc::clone(changed), rows: Arc::new(rows), ..self.clone() }
     }
 
     /// All that had changed was equal while nobody wrote: from here on the lane of the other direction notes.
@@ -65,20 +64,16 @@ impl Certificate {
         Arc::strong_count(&self.users) > 1
     }
 
-    /// Whether it says anything still. A lane that began anew has noted nothing.
-    pub fn holds(&self) -> bool {
-        Arc::weak_count(&self.changed) > 0 && !self.changed.is_closed() && self.age() < OLDEST
+    /// Whether it still counts. A lane that began anew has noted nothing.
+    pub fn counts(&self) -> bool {
+        let noting = Arc::weak_count(&self.changed) > 0 && !self.changed.is_closed();
+        let keys: Option<usize> = self.changed.sizes().into_iter().map(|(_, keys)| keys).sum();
+        noting && self.age() < OLDEST && keys.is_some_and(|keys| keys <= MOST_KEYS)
     }
 
     /// The same of these tables, as they look now.
-    pub fn holds_of(&self, shapes: &Shapes) -> bool {
-        self.holds() && shapes.iter().all(|(table, shape)| self.shapes.get(table) == Some(shape))
-    }
-
-    /// Whether it holds, and little has changed since.
-    pub fn counts(&self) -> bool {
-        let keys: Option<usize> = self.changed.sizes().into_iter().map(|(_, keys)| keys).sum();
-        self.holds() && keys.is_some_and(|keys| keys <= MOST_KEYS)
+    pub fn counts_of(&self, shapes: &Shapes) -> bool {
+        self.counts() && shapes.iter().all(|(table, shape)| self.shapes.get(table) == Some(shape))
     }
 }
 
@@ -101,20 +96,20 @@ mod tests {
     fn a_certificate_counts_while_a_lane_notes_and_it_is_young() {
         let changed = Arc::new(Changed::default());
         let certificate = of(&changed);
-        assert!(!certificate.counts() && !certificate.holds(), "no lane notes");
+        assert!(!certificate.counts(), "no lane notes");
         let lane = Arc::downgrade(&changed);
         assert!(certificate.counts() && !certificate.is_in_use());
-        assert!(certificate.holds_of(&shapes(&[("accounts", 1), ("notes", 1)])), "one is not asked about");
-        assert!(!certificate.holds_of(&shapes(&[("accounts", 2), ("notes", 1)])), "one is another");
-        assert!(!certificate.holds_of(&shapes(&[("accounts", 1), ("writes", 1)])), "one came");
-        let used = certificate.renewed(&changed);
+        assert!(certificate.counts_of(&shapes(&[("accounts", 1), ("notes", 1)])), "one is not asked about");
+        assert!(!certificate.counts_of(&shapes(&[("accounts", 2), ("notes", 1)])), "one is another");
+        assert!(!certificate.counts_of(&shapes(&[("accounts", 1), ("writes", 1)])), "one came");
+        let used = certificate.renewed(&changed, HashMap::new());
         assert!(certificate.is_in_use());
         drop((used, changed));
 
         let old = Certificate { at: Instant::now().checked_sub(OLDEST).expect("a clock"), ..certificate.clone() };
-        assert!(!old.counts() && !old.holds());
+        assert!(!old.counts());
         lane.upgrade().expect("it is there").close();
-        assert!(!certificate.counts() && !certificate.holds(), "noted elsewhere");
+        assert!(!certificate.counts(), "noted elsewhere");
     }
 
     #[test]
@@ -122,8 +117,8 @@ mod tests {
         let certificate = of(&Arc::default());
         let carried = certificate.carried();
         assert!(carried.at == certificate.at && !certificate.is_in_use() && !carried.is_in_use());
-        assert!(!carried.holds(), "no lane notes");
+        assert!(!carried.counts(), "no lane notes");
         let _lane = Arc::downgrade(carried.changed());
-        assert!(carried.holds());
+        assert!(carried.counts());
     }
 }

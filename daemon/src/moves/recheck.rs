@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use connectors::postgres::apply::{Changed, Keys, Rows};
 use connectors::postgres::catalog::{self, Column, Table};
-use connectors::postgres::checksum::{Pace, Side, compare, compare_keys};
-use connectors::postgres::{Client, client};
+use connectors::postgres::checksum::{Pace, Side, compare, compare_keys, seen};
+use connectors::postgres::{Client, client, quote};
 use futures_util::future::try_join_all;
 use schemas::TableName;
 use schemas::event::Detail;
@@ -43,8 +43,6 @@ pub struct Recheck {
     anew: bool,
     /// A `verify` leaves alone where it says that is noted.
     certificate: Certificate,
-    /// Rows of each table when it was last compared.
-    rows: HashMap<String, u64>,
 }
 
 /// One table as it stands on both sides.
@@ -68,7 +66,11 @@ impl Recheck {
         let tables = verify::tables(context, moving, &target).await?;
         let tables = both(&record, tables, &own).await?;
         let known = || super::lock(&moving.certificate).clone();
-        let holds = known().filter(|certificate| certificate.holds_of(&shapes(&tables)));
+        let shapes = shapes(&tables, (&home, &own)).await?;
+        let written: Vec<&TableName> =
+            tables.iter().map(|table| if back { &table.home.0 } else { &table.own.0 }).collect();
+        let fires = seen::fires(if back { &home } else { &own }, &written).await?;
+        let holds = known().filter(|certificate| !fires && certificate.counts_of(&shapes));
         let (anew, certificate) = match holds {
             Some(certificate) => (false, certificate),
             None => {
@@ -79,8 +81,7 @@ impl Recheck {
                 (true, known().ok_or_else(|| began_anew(moving))?)
             }
         };
-        let rows = certificate.rows().clone();
-        let recheck = Recheck { tables, home, own, back, anew, certificate, rows };
+        let recheck = Recheck { tables, home, own, back, anew, certificate };
         // The first time the server has to read up on the tables, and that is not for the pause.
         for table in &recheck.tables {
             if let Some(key) = table.home.2.best_key() {
@@ -102,30 +103,24 @@ impl Recheck {
 
     /// How much there is to compare: keys, and rows of whole tables. Of reference tables nothing: their writers are not held.
     fn size(&self) -> (usize, u64) {
-        let mut size = (0, 0);
+        let (mut size, rows) = ((0, 0), self.certificate.rows());
         for (name, keys) in self.certificate.changed().sizes() {
             match (self.tables.iter().find(|table| table.name == name && !table.reference), keys) {
                 (None, _) => {}
                 (Some(_), Some(keys)) => size.0 += keys,
                 (Some(table), None) => {
-                    size.1 += self.rows.get(&table.home.2.name.to_string()).copied().unwrap_or_default();
+                    size.1 += rows.get(&table.home.2.name.to_string()).copied().unwrap_or_default();
                 }
             }
         }
         size
     }
 
-    /// Whether it is more than the pause is for: tables that are compared whole may have grown since they were `counted`.
-    fn is_much(&self, counted: bool) -> bool {
-        let whole = || self.certificate.changed().sizes().iter().any(|(_, keys)| keys.is_none());
-        let (keys, rows) = self.size();
-        keys > FEW_KEYS || rows > MOST_ROWS || !counted && whole()
-    }
-
-    /// Compares, while the tenant writes, until few keys are left; returns in how many rounds.
+    /// Compares, while the tenant writes, until few keys are left; returns in how many rounds. There is one at least where not all rows
+    /// have just been compared: of reference tables nothing is left for the pause.
     pub async fn narrow(&mut self, context: &Context, moving: &Moving) -> Result<u32, StepError> {
         let mut rounds = 0;
-        while rounds < ROUNDS && self.is_much(self.anew || rounds > 0) {
+        while rounds < ROUNDS && (self.size().0 > FEW_KEYS || self.size().1 > MOST_ROWS || rounds == 0 && !self.anew) {
             self.round(context, moving).await?;
             rounds += 1;
         }
@@ -144,6 +139,10 @@ impl Recheck {
     /// At one position everything is compared that was noted before it.
     async fn round(&mut self, context: &Context, moving: &Moving) -> Result<(), StepError> {
         let _verifying = Verifying::begin(moving)?;
+        // A `verify` that had begun before this may have the lane note for itself.
+        if self.certificate.changed().is_closed() {
+            return Err(began_anew(moving));
+        }
         let (record, began) = (moving.record(), Instant::now());
         let target = context.target(&record)?;
         let next = Arc::new(Changed::default());
@@ -161,21 +160,22 @@ impl Recheck {
                 Err(_) => tokio::time::sleep(PAUSE).await,
             }
         };
-        let renewed = self.certificate.renewed(&next);
-        let before = std::mem::replace(&mut self.certificate, renewed);
-        if !before.changed().is_closed() {
+        if !self.certificate.changed().is_closed() {
             return Err(began_anew(moving));
         }
         let sides = if self.back { (&target, &source.client) } else { (&source.client, &target) };
-        let reports = self.compare(sides, before.changed(), Pace::Gentle).await?;
+        let reports = self.compare(sides, self.certificate.changed(), Pace::Gentle).await?;
         if !still(context, moving, &record).await? {
             return Err(not_ready(&record, "partitions came or went while it was compared", "try again"));
         }
+        let mut rows = self.certificate.rows().clone();
         for report in &reports {
-            let rows = self.rows.entry(report.table.clone()).or_default();
+            let rows = rows.entry(report.table.clone()).or_default();
             *rows = report.source_rows.max(*rows);
         }
         equal(context, moving, &reports)?;
+        self.certificate = self.certificate.renewed(&next, rows);
+
         if let Some(certificate) = super::lock(&moving.certificate).as_mut() {
             *certificate = self.certificate.clone();
         }
@@ -184,8 +184,15 @@ impl Recheck {
 
     /// Compares what is left, while nobody writes. Returns how many rows were looked at.
     pub async fn last(&self, context: &Context, moving: &Moving) -> Result<u64, StepError> {
-        if Arc::weak_count(self.certificate.changed()) == 0 {
+        if Arc::weak_count(self.certificate.changed()) == 0 || self.certificate.changed().is_closed() {
             return Err(began_anew(moving));
+        }
+        if super::lock(&moving.certificate).is_none() {
+            return Err(not_ready(
+                &moving.record(),
+                "a `verify` has found differences meanwhile",
+                "`carveout verify` names them",
+            ));
         }
         let (_, rows) = self.size();
         if rows > MOST_ROWS {
@@ -265,16 +272,26 @@ pub(super) async fn both(record: &MoveRecord, compared: Vec<Compared>, own: &Cli
 
 /// What the tables look like on both sides, as far as their rows are compared by it, by their names at home. Not reference tables:
 /// they do not come back, and are noted as a whole when they are read again.
-pub(super) fn shapes(tables: &[Both]) -> Shapes {
+pub(super) async fn shapes(tables: &[Both], (home, own): (&Client, &Client)) -> Result<Shapes, StepError> {
     let columns = |table: &Table| -> Vec<_> {
         let seen = |column: &Column| (column.name.clone(), column.number, column.type_oid, column.type_sql.clone());
         table.stored().map(seen).collect()
     };
     let keys =
         |table: &Table| -> Vec<_> { table.keys.iter().map(|key| (key.columns.clone(), key.identifies)).collect() };
-    let seen = |table: &Table| format!("{:?}", (table.oid, columns(table), keys(table), &table.partitions));
-    let tables = tables.iter().filter(|table| !table.reference);
-    tables.map(|table| (table.home.2.name.to_string(), (seen(&table.home.2), seen(&table.own.2)))).collect()
+    let looks = |table: &Table, files: &HashMap<String, String>| {
+        let files = files.get(&quote::table(&table.name));
+        format!("{:?}", (table.oid, columns(table), keys(table), files))
+    };
+    let tables: Vec<&Both> = tables.iter().filter(|table| !table.reference).collect();
+    let names = |side: fn(&Both) -> &TableName| -> Vec<&TableName> { tables.iter().map(|table| side(table)).collect() };
+    let (at_home, there) = (names(|table| &table.home.2.name), names(|table| &table.own.2.name));
+    let (at_home, there) = tokio::try_join!(seen::files(home, &at_home), seen::files(own, &there))?;
+    let shape = |table: &&Both| {
+        let (home, own) = (&table.home.2, &table.own.2);
+        (home.name.to_string(), (looks(home, &at_home), looks(own, &there)))
+    };
+    Ok(tables.iter().map(shape).collect())
 }
 
 fn began_anew(moving: &Moving) -> StepError {

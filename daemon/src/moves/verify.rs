@@ -125,8 +125,8 @@ async fn verify_at(
     match changed {
         _ if !report.equal => *super::lock(&moving.certificate) = None,
         Some(changed) => {
-            let own = if record.back.is_some() { &source.client } else { &client };
-            let shapes = recheck::shapes(&recheck::both(&record, tables, own).await?);
+            let (home, own) = if record.back.is_some() { (&client, &source.client) } else { (&source.client, &client) };
+            let shapes = recheck::shapes(&recheck::both(&record, tables, own).await?, (home, own)).await?;
             *super::lock(&moving.certificate) = Some(Certificate::new(&changed, &report, shapes));
         }
         None => {}

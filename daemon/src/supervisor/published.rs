@@ -24,10 +24,20 @@ impl Supervisor {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while !*self.stop.borrow() {
             tick.tick().await;
+            self.forget_noted();
             if let Err(error) = self.compare_published(&mut connection).await {
                 tracing::debug!(%error, "what is published could not be looked at");
                 connection = None;
             }
+        }
+    }
+
+    /// What lanes note of comparisons that do not count any more is of no use.
+    fn forget_noted(&self) {
+        let entries: Vec<Entry> = self.lock().values().cloned().collect();
+        for entry in entries {
+            entry.moving.forget_noted();
+            entry.moving.reverse().iter().for_each(|back| back.moving.forget_noted());
         }
     }
 

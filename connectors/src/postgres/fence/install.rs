@@ -14,7 +14,7 @@ use super::super::{Doing, Error, Result};
 use super::{CLASS, Fence, LANE, LOCK_NOT_AVAILABLE, REFUSED, Row};
 
 /// How long one table's triggers may wait for its writers: others queue behind that. And behind the commit, which need not be on disk
-/// to let them go: what a crash takes with it, it takes from the end of the log, so with all that was built upon it.
+/// to let them go: whoever has put the fence around all tables commits once more, so that nothing is built upon what is not there.
 const HARDLY_IN_THE_WAY: &str = "SET LOCAL lock_timeout = '50ms'; SET LOCAL synchronous_commit = off";
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
 
@@ -32,6 +32,10 @@ pub async fn install(client: &mut Client, fence: &Fence, tables: &[Owned], patie
         let partitions = catalog::partitions_of(client, &owned.table.name).await?;
         let sql = triggers(fence, row, owned, &partitions);
         at_leisure(client, &owned.table.name, &sql, patience).await?;
+    }
+    if !wanting.is_empty() {
+        let sql = "UPDATE carveout.fence SET state = state WHERE tenant = $1 AND side = $2";
+        client.execute(sql, &[&fence.tenant.0, &fence.end.name()]).await.doing(fence.doing("complete"))?;
     }
     Ok(())
 }
