@@ -65,20 +65,19 @@ impl Recheck {
         let (home, own) = tokio::try_join!(client::connect(home, "recheck"), client::connect(own, "recheck"))?;
         let tables = verify::tables(context, moving, &target).await?;
         let tables = both(&record, tables, &own).await?;
-        let known = || super::lock(&moving.certificate).clone();
+        let known = super::lock(&moving.certificate).clone();
+
         let shapes = shapes(&tables, (&home, &own)).await?;
         let written: Vec<&TableName> =
             tables.iter().map(|table| if back { &table.home.0 } else { &table.own.0 }).collect();
         let fires = seen::fires(if back { &home } else { &own }, &written).await?;
-        let holds = known().filter(|certificate| !fires && certificate.counts_of(&shapes));
+        let holds = known.filter(|certificate| !fires && certificate.counts_of(&shapes));
         let (anew, certificate) = match holds {
             Some(certificate) => (false, certificate),
             None => {
-                if !verify::verify(context, moving).await?.equal {
-                    let next = "`carveout verify` names the rows";
-                    return Err(not_ready(&record, "source and target are not equal", next));
-                }
-                (true, known().ok_or_else(|| began_anew(moving))?)
+                let next = "`carveout verify` names the rows";
+                let unequal = || not_ready(&record, "source and target are not equal", next);
+                (true, verify::certify(context, moving).await?.ok_or_else(unequal)?)
             }
         };
         let recheck = Recheck { tables, home, own, back, anew, certificate };

@@ -61,7 +61,22 @@ impl Drop for Verifying<'_> {
 
 /// Compares every table of the move.
 pub async fn verify(context: &Context, moving: &Moving) -> Result<VerifyReport, StepError> {
-    Ok(verify_at(context, moving, false).await?.0)
+    Ok(verify_at(context, moving, false).await?.report)
+}
+
+/// The same for somebody who goes by it; without a certificate the sides are not equal.
+pub(super) async fn certify(context: &Context, moving: &Moving) -> Result<Option<Certificate>, StepError> {
+    Ok(verify_at(context, moving, false).await?.certificate)
+}
+
+/// What a comparison leaves.
+struct Verified {
+    report: VerifyReport,
+    /// Where the lane notes for it.
+    certificate: Option<Certificate>,
+    /// The snapshot of the lane's sink.
+    client: Client,
+    held: Option<Held>,
 }
 
 /// Compares the tables, and leaves the lane where both sides were compared, with the snapshot of its sink there.
@@ -69,14 +84,11 @@ pub(super) async fn verify_and_hold(
     context: &Context,
     moving: &Moving,
 ) -> Result<(VerifyReport, Client, Option<Held>), StepError> {
-    verify_at(context, moving, true).await
+    let verified = verify_at(context, moving, true).await?;
+    Ok((verified.report, verified.client, verified.held))
 }
 
-async fn verify_at(
-    context: &Context,
-    moving: &Moving,
-    stays: bool,
-) -> Result<(VerifyReport, Client, Option<Held>), StepError> {
+async fn verify_at(context: &Context, moving: &Moving, stays: bool) -> Result<Verified, StepError> {
     let record = moving.record();
     let refuse =
         |message: &str, next: &str| StepError::Fault(Fault::new("not_ready", record.id.to_string(), message, next));
@@ -122,19 +134,21 @@ async fn verify_at(
     };
     let differences = report.tables.iter().map(|table| table.differences).sum();
     *super::lock(&moving.differences) = Some(differences);
-    match changed {
-        _ if !report.equal => *super::lock(&moving.certificate) = None,
+    let certificate = match changed {
+        _ if !report.equal => None,
+        // Whoever uses the one that there is has it.
+        None => super::lock(&moving.certificate).clone(),
         Some(changed) => {
             let (home, own) = if record.back.is_some() { (&client, &source.client) } else { (&source.client, &client) };
             let shapes = recheck::shapes(&recheck::both(&record, tables, own).await?, (home, own)).await?;
-            *super::lock(&moving.certificate) = Some(Certificate::new(&changed, &report, shapes));
+            Some(Certificate::new(&changed, &report, shapes))
         }
-        None => {}
-    }
+    };
+    super::lock(&moving.certificate).clone_from(&certificate);
     moving.update(&context.store, |record| record.verified_at = report.equal.then_some(report.lsn))?;
     let (equal, lsn) = (Some(report.equal), Some(report.lsn));
     moving.tell("verify", Detail { equal, lsn, differences: Some(differences), ..Detail::default() });
-    Ok((report, client, held))
+    Ok(Verified { report, certificate, client, held })
 }
 
 /// A table on both sides, each with its name and the condition for the rows that count.
