@@ -192,12 +192,12 @@ fn sorted(mut times: Vec<Duration>) -> Vec<Duration> {
     times
 }
 
-/// Reserves small blocks as fast as it can: another move.
+/// Reserves small blocks as fast as it can, and some at least: another move.
 async fn rival(home: PgUrl, pairs: Vec<Pair>, way: Way, stop: Arc<AtomicBool>) -> Result<Reserved> {
     let mut home = client::connect(&home, "rival").await?;
     let mut reserved = Reserved::default();
     for n in (0..SEQUENCES.len()).cycle() {
-        if stop.load(Ordering::Relaxed) {
+        if stop.load(Ordering::Relaxed) && reserved.took.len() > RESERVED {
             break;
         }
         reserved.take(&mut home, n, &pairs[n], 7, way).await?;
