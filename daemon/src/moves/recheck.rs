@@ -174,7 +174,6 @@ impl Recheck {
         }
         equal(context, moving, &reports)?;
         self.certificate = self.certificate.renewed(&next, rows);
-
         if let Some(certificate) = super::lock(&moving.certificate).as_mut() {
             *certificate = self.certificate.clone();
         }
