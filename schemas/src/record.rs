@@ -14,7 +14,7 @@ use crate::status::VerifyReport;
 use crate::{Lsn, MoveId, Phase, TableName, TablePath, TenantId};
 
 /// The layout of the records below; raised when one of them changes.
-const VERSION: u8 = 8;
+const VERSION: u8 = 9;
 
 /// The bytes are not a record of this version.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -120,8 +120,8 @@ pub struct MoveRecord {
     pub rows_total: u64,
     /// Rows copied, when the copy was done.
     pub rows_copied: u64,
-    /// The position of the last clean `verify`.
-    pub verified_at: Option<Lsn>,
+    /// The last comparison of all rows, if it was clean.
+    pub verified: Option<Proof>,
     /// Fences stand around the tenant at both ends, or may.
     pub fenced: bool,
     /// The route epoch: of the fence's row where the tenant lives, raised by each flip; zero before the first cutover
@@ -147,7 +147,19 @@ pub struct MoveRecord {
     pub completion: Option<Completion>,
 }
 
+/// Both sides were equal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// Unix time in microseconds.
+    pub at: i64,
+    /// Every table, as of one position.
+    pub report: VerifyReport,
+    /// The writes have moved since: the position is one of the other stream.
+    pub carried: bool,
+}
+
 /// Something that happened to a move.
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Milestone {
     /// The phase that began, as it is shown.
@@ -247,7 +259,12 @@ impl MoveRecord {
 
     /// The first transaction that was left out and that no clean `verify` has come after.
     pub fn unproved_skip(&self) -> Option<Lsn> {
-        self.skipped.iter().copied().find(|skipped| self.verified_at.is_none_or(|at| at < *skipped))
+        self.skipped.iter().copied().find(|skipped| self.verified_at().is_none_or(|at| at < *skipped))
+    }
+
+    /// The position of the last clean comparison in the stream of this lane.
+    pub fn verified_at(&self) -> Option<Lsn> {
+        self.verified.as_ref().filter(|proof| !proof.carried).map(|proof| proof.report.lsn)
     }
 }
 

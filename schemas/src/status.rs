@@ -101,11 +101,30 @@ pub struct TenantStatus {
     pub changes_applied: u64,
     /// The position of the last clean `verify`.
     pub verified_at_lsn: Option<Lsn>,
+    /// The last comparison of all rows, if it was clean; null when there was none.
+    #[serde(default)]
+    pub certificate: Option<CertificateStatus>,
     /// Raised by each flip; null until there has been a cutover.
     pub route_epoch: Option<u64>,
 }
 
+/// Both sides were equal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// When they were compared, as Unix time in seconds.
+    pub at: f64,
+    /// Both sides were read as of this position, of the server that the tenant lived on then.
+    pub lsn: Lsn,
+    /// Whether a cutover goes by it, and compares what has changed since then.
+    pub counts: bool,
+    /// How many tables were compared.
+    pub tables: u64,
+    /// And rows of the tenant.
+    pub rows: u64,
+}
+
 /// The result of `complete`: all of the move.
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CompletionReport {
     /// The tenant.

@@ -17,8 +17,9 @@ use super::quote::{ident, table as qualified};
 use super::{Doing, Result};
 pub use keys::compare_keys;
 
-/// Hash prefixes of the key that rows are put into, 16^3.
-const BUCKET_DIGITS: usize = 3;
+/// What rows are put into by the hashes of their keys `k`.
+const BUCKET: &str = "(hashtextextended(k, 0) & 4095)::text";
+
 /// Buckets whose rows are looked at one by one.
 const MOST_BUCKETS: usize = 32;
 /// Differing rows that are named.
@@ -42,19 +43,20 @@ pub struct Side<'a> {
 pub enum Pace {
     /// At once: somebody waits for it.
     Quick,
-    /// So that others hardly notice: each side rests half of the time, while the other one reads.
+    /// So that others hardly notice: each side reads an eighth of the time, and not while the other one does.
     Gentle,
 }
 
 impl Pace {
-    /// A condition that is true of each row, now or a little later. What takes less than 50 ms takes no longer by it.
+    /// A condition that is true of each row, now or a little later: of 40 ms the first 5 from `turn` on are for reading, and some of
+    /// the rows look at the clock. What takes less than 20 ms takes no longer by it.
     fn condition(self, turn: u8) -> String {
+        let passed = format!("(date_part('milliseconds', clock_timestamp())::int + 40 - {turn}) % 40");
         match self {
             Pace::Quick => "true".to_owned(),
             Pace::Gentle => format!(
-                "CASE WHEN date_part('milliseconds', clock_timestamp())::int / 10 % 2 = {turn}
-                       AND clock_timestamp() > statement_timestamp() + interval '50 ms'
-                      THEN pg_sleep(0.01 - date_part('milliseconds', clock_timestamp())::int % 10 * 0.001) IS NOT NULL
+                "CASE WHEN random() < 0.1 AND {passed} >= 5 AND clock_timestamp() > statement_timestamp() + interval '20 ms'
+                      THEN pg_sleep(0.04 - {passed} * 0.001) IS NOT NULL
                       ELSE true END"
             ),
         }
@@ -64,8 +66,9 @@ impl Pace {
 /// Compares both sides of a table. `shape` names columns and key.
 pub async fn compare(source: &Side<'_>, target: &Side<'_>, shape: &Table, pace: Pace) -> Result<TableReport> {
     let columns = row_text(shape.stored().map(|column| column.name.as_str()));
-    let (here, there) = (pace.condition(0), pace.condition(1));
+    let (here, there) = (pace.condition(0), pace.condition(20));
     let (left, right) = tokio::try_join!(digest(source, &columns, &here), digest(target, &columns, &there))?;
+
     let mut report = TableReport {
         table: shape.name.to_string(),
         source_rows: left.0,
@@ -79,7 +82,7 @@ pub async fn compare(source: &Side<'_>, target: &Side<'_>, shape: &Table, pace: 
         let primary = || shape.keys.iter().find(|key| key.primary);
         let key = match shape.row_key().or_else(primary) {
             Some(key) => row_text(key.columns.iter().map(String::as_str)),
-            None => format!("md5({columns})"),
+            None => format!("(to_hex(hashtextextended({columns}, 0)) COLLATE \"C\")"),
         };
         let found = differences(source, target, &key, &columns).await?;
         // The sums differ, so at least one row does, wherever the search stopped.
@@ -89,19 +92,20 @@ pub async fn compare(source: &Side<'_>, target: &Side<'_>, shape: &Table, pace: 
     Ok(report)
 }
 
-/// The text of a row: NULL and the empty string differ in it.
+/// The text of a row, whatever its columns' collations: NULL and the empty string differ in it.
 fn row_text<'a>(columns: impl Iterator<Item = &'a str>) -> String {
     let columns: Vec<String> = columns.map(|name| format!("t.{}", ident(name))).collect();
-    format!("ROW({})::text", columns.join(", "))
+    format!("(ROW({})::text COLLATE \"C\")", columns.join(", "))
 }
 
-/// The two halves of an md5 as numbers; sums of them do not depend on the order of rows.
-const HALVES: &str = "coalesce(sum(('x' || substr(m, 1, 16))::bit(64)::bigint), 0)::text || '/' || \
-                      coalesce(sum(('x' || substr(m, 17))::bit(64)::bigint), 0)::text";
+/// The two halves of the hashes of row texts `r`; sums of them do not depend on the order of rows. PostgreSQL keeps this function as it
+/// is, as partitions by hash go by it. What selects `r` ends in OFFSET 0: otherwise the text of each row is made for each half anew.
+const HALVES: &str =
+    "coalesce(sum(hashtextextended(r, 0)), 0)::text || '/' || coalesce(sum(hashtextextended(r, 1)), 0)::text";
 
 async fn digest(side: &Side<'_>, columns: &str, paced: &str) -> Result<(u64, String)> {
     let sql = format!(
-        "SELECT count(*), {HALVES} FROM (SELECT md5({columns}) AS m FROM {} t WHERE {}) h WHERE {paced}",
+        "SELECT count(*), {HALVES} FROM (SELECT {columns} AS r FROM {} t WHERE {} OFFSET 0) h WHERE {paced}",
         qualified(&side.table),
         side.filter
     );
@@ -140,8 +144,8 @@ fn unlike(left: &Hashes, right: &Hashes) -> Vec<Difference> {
 
 async fn buckets(side: &Side<'_>, key: &str, columns: &str) -> Result<Hashes> {
     let sql = format!(
-        "SELECT b, count(*), {HALVES}
-           FROM (SELECT substr(md5({key}), 1, {BUCKET_DIGITS}) AS b, md5({columns}) AS m FROM {} t WHERE {}) h GROUP BY b",
+                "SELECT b, count(*), {HALVES}
+           FROM (SELECT {BUCKET} AS b, r FROM (SELECT {key} AS k, {columns} AS r FROM {} t WHERE {} OFFSET 0) h) h GROUP BY b",
         qualified(&side.table),
         side.filter
     );
@@ -153,8 +157,7 @@ async fn buckets(side: &Side<'_>, key: &str, columns: &str) -> Result<Hashes> {
 async fn rows(side: &Side<'_>, key: &str, columns: &str, buckets: &[String]) -> Result<Hashes> {
     let sql = format!(
         "SELECT k, count(*), {HALVES}
-           FROM (SELECT {key} AS k, md5({columns}) AS m FROM {} t WHERE {}) h
-          WHERE substr(md5(k), 1, {BUCKET_DIGITS}) = ANY ($1) GROUP BY k",
+                      FROM (SELECT {key} AS k, {columns} AS r FROM {} t WHERE {} OFFSET 0) h WHERE {BUCKET} = ANY ($1) GROUP BY k",
         qualified(&side.table),
         side.filter
     );

@@ -129,6 +129,7 @@ mod tests {
             warnings: Vec::new(),
             changes_applied: 0,
             verified_at_lsn: None,
+            certificate: None,
             route_epoch: None,
         };
         let expected = "7  copying  [##########----------]  50%  60,000/120,000 rows  5,000 rows/s  1.5 KiB behind";

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
-use schemas::status::{SourceStatus, Status, TenantStatus};
+use schemas::status::{CertificateStatus, SourceStatus, Status, TenantStatus};
 use serde::Serialize;
 
 use super::Global;
@@ -14,6 +14,7 @@ use super::client::{Client, tenant_path};
 use super::exit::{Exit, Failure, describe};
 use super::format::{bytes, count, percent, seconds, server_version};
 use super::output::{self, Output, plain, table};
+use crate::clock;
 
 /// Between two looks with `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -138,6 +139,14 @@ pub fn place(tenant: &TenantStatus) -> String {
     format!("{}{}", tenant.target, server.unwrap_or_default())
 }
 
+/// The last clean comparison of all rows.
+fn verified(certificate: &CertificateStatus) -> String {
+    let CertificateStatus { at, lsn, counts, tables, rows } = certificate;
+    let ago = seconds((clock::unix_micros() as f64 / 1e6 - at).max(0.0));
+    let worth = if *counts { "a cutover compares what has changed since" } else { "a cutover compares all rows anew" };
+    format!("equal {ago} ago at {lsn}: {} rows of {} tables; {worth}", count(*rows), count(*tables))
+}
+
 /// Everything about one move, also what `move` and `cancel` answer with.
 pub fn one(tenant: &TenantStatus) -> String {
     let done = percent(tenant.rows_copied, tenant.rows_total);
@@ -158,7 +167,7 @@ pub fn one(tenant: &TenantStatus) -> String {
         ("received", tenant.received_lsn.to_string()),
         ("applied", tenant.applied_lsn.to_string()),
         ("spool", bytes(tenant.spool_bytes)),
-        ("verified", tenant.verified_at_lsn.map_or("never".to_owned(), |lsn| format!("equal at {lsn}"))),
+        ("verified", tenant.certificate.as_ref().map_or("never".to_owned(), verified)),
         ("cutover", cutover),
     ];
     let skipped: Vec<String> = tenant.skipped.iter().map(ToString::to_string).collect();
@@ -178,6 +187,7 @@ pub fn one(tenant: &TenantStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use schemas::Lsn;
     use schemas::record::Fault;
 
     /// As INTERFACE shows it, with what this version leaves out.
@@ -198,6 +208,19 @@ mod tests {
             TENANT  MOVE  TO        TARGET  PHASE    ROWS          LAG  BEHIND   FAULT\n\
             7       m1    database  bid_7   copying  60,000 (50%)  -    1.5 KiB  -\n";
         assert_eq!(everything(&sample()), expected);
+    }
+
+    #[test]
+    fn a_certificate_is_shown_with_what_it_is_worth() {
+        let mut tenant = sample().tenants.remove(0);
+        assert!(one(&tenant).contains("verified  never\n"));
+        let at = clock::unix_micros() as f64 / 1e6 - 125.0;
+        for (counts, worth) in [(true, "what has changed since"), (false, "all rows anew")] {
+            tenant.certificate = Some(CertificateStatus { at, lsn: Lsn(0x60), counts, tables: 3, rows: 1200 });
+            let line =
+                format!("verified  equal 2m 05s ago at 0/60: 1,200 rows of 3 tables; a cutover compares {worth}\n");
+            assert!(one(&tenant).contains(&line), "{}", one(&tenant));
+        }
     }
 
     #[test]

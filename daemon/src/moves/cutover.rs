@@ -14,7 +14,7 @@ use connectors::postgres::fence::{self, End, Fence, Held};
 use connectors::postgres::policy::{Owned, Path};
 use connectors::postgres::{client, control, snapshot};
 use schemas::phase::Event;
-use schemas::record::{Fault, MoveRecord};
+use schemas::record::{Fault, MoveRecord, Proof};
 use schemas::status::{CutoverReport, Route, StepReport};
 use schemas::url::PgUrl;
 use schemas::{Lsn, Phase};
@@ -469,10 +469,16 @@ impl<'a> Switch<'a> {
     /// Both sides were equal at the flip, so what was compared goes on to count: the lane that runs now notes what it changes.
     fn flipped(&mut self, pause: Duration) -> Result<(), StepError> {
         *super::lock(&self.lane.1.certificate) = None;
-        if let (Some(recheck), Some((_, next))) = (self.recheck.take(), self.next()) {
-            next.begin_certified(recheck.carried());
+        let proof = self.lane.1.record().verified.map(|proof| Proof { carried: true, ..proof });
+        let carried = self.recheck.take().map(|recheck| recheck.carried());
+        if let (Some(carried), Some((_, next))) = (&carried, self.next()) {
+            next.begin_certified(carried.clone());
         }
-        finish(self.context, self.moving, Some(pause))
+        finish(self.context, self.moving, Some(pause))?;
+        if let (Some(_), Some((context, next))) = (carried, self.next()) {
+            next.update(&context.store, |record| record.verified = proof)?;
+        }
+        Ok(())
     }
 
     /// Few keys are left for the pause.

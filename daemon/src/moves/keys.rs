@@ -16,6 +16,9 @@ use crate::spool::SpoolState;
 
 /// Keys that the pipeline takes at a time.
 const BATCH: usize = 4096;
+/// For so many times as long as a batch took it rests.
+const RESTS: u32 = 3;
+
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 
@@ -85,6 +88,7 @@ async fn read(context: &Context, moving: &Moving) -> Result<bool, StepError> {
         let rows = copy::keys(&client, here, &columns).await?;
         pin_mut!(rows);
         let mut batch: Vec<Bytes> = Vec::with_capacity(BATCH);
+        let mut reading = Instant::now();
         loop {
             let key = rows.next().await.transpose()?;
             let ended = key.is_none();
@@ -106,6 +110,9 @@ async fn read(context: &Context, moving: &Moving) -> Result<bool, StepError> {
             if ended {
                 break;
             }
+            // Nobody waits for it: the servers have others to serve.
+            tokio::time::sleep(reading.elapsed() * RESTS).await;
+            reading = Instant::now();
         }
     }
     tracing::info!(

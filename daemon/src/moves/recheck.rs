@@ -305,7 +305,7 @@ fn equal(context: &Context, moving: &Moving, reports: &[TableReport]) -> Result<
     let differences = unequal.iter().map(|report| report.differences).sum();
     *super::lock(&moving.differences) = Some(differences);
     *super::lock(&moving.certificate) = None;
-    moving.update(&context.store, |record| record.verified_at = None)?;
+    moving.update(&context.store, |record| record.verified = None)?;
     moving.tell("verify", Detail { equal: Some(false), differences: Some(differences), ..Detail::default() });
     let names = unequal.iter().map(|report| {
         let rows = report.examples.iter().take(NAMED).map(|row| format!("{} {}", row.kind, row.key));

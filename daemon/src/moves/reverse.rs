@@ -145,7 +145,7 @@ fn planned(
         fresh_xid: 0,
         rows_total: 0,
         rows_copied: 0,
-        verified_at: None,
+        verified: None,
         rolled_back: false,
 
         reverse: None,

@@ -15,12 +15,13 @@ use schemas::{Phase, TableName};
 
 use schemas::config::Target;
 use schemas::event::Detail;
-use schemas::record::{Fault, MoveRecord};
+use schemas::record::{Fault, MoveRecord, Proof};
 use schemas::status::VerifyReport;
 use tokio::sync::{mpsc, oneshot};
 
 use super::certificate::Certificate;
 use super::{Context, Moving, StepError, recheck};
+use crate::clock;
 use crate::lane::LaneCommand;
 
 /// How long to try for a snapshot at which the lane can stand.
@@ -145,7 +146,9 @@ async fn verify_at(context: &Context, moving: &Moving, stays: bool) -> Result<Ve
         }
     };
     super::lock(&moving.certificate).clone_from(&certificate);
-    moving.update(&context.store, |record| record.verified_at = report.equal.then_some(report.lsn))?;
+    let proof = report.equal.then(|| Proof { at: clock::unix_micros(), report: report.clone(), carried: false });
+    moving.update(&context.store, |record| record.verified = proof)?;
+
     let (equal, lsn) = (Some(report.equal), Some(report.lsn));
     moving.tell("verify", Detail { equal, lsn, differences: Some(differences), ..Detail::default() });
     Ok(Verified { report, certificate, client, held })

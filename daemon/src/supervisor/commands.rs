@@ -142,7 +142,7 @@ impl Supervisor {
             copy_again: false,
             rows_total: 0,
             rows_copied: 0,
-            verified_at: None,
+            verified: None,
             fenced: false,
             epoch: 0,
             rolled_back: false,
@@ -376,7 +376,7 @@ impl Supervisor {
             Self::stop_driver(&entry).await;
             entry.moving.update(&self.context.store, |record| {
                 if let Ok(phase) = record.phase.after(Event::Cancel) {
-                    (record.fault, record.stopped_at, record.paused, record.verified_at) = (None, None, false, None);
+                    (record.fault, record.stopped_at, record.paused, record.verified) = (None, None, false, None);
                     record.phase = phase;
                 }
             })?;

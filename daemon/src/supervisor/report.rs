@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use schemas::config::Isolation;
 use schemas::event::MoveEvent;
-use schemas::record::{MoveRecord, OwnServer};
-use schemas::status::{SourceStatus, Status, TenantStatus};
+use schemas::record::{MoveRecord, OwnServer, Proof};
+use schemas::status::{CertificateStatus, SourceStatus, Status, TenantStatus};
 use schemas::{Lsn, Phase};
 
 use super::{Entry, Supervisor, behind};
@@ -157,10 +157,23 @@ fn tenant_status(context: &Context, moving: &Moving, progress: &Progress) -> Ten
         warnings,
         left_out: moving.left_out(),
         changes_applied: moving.meter.changes.load(Ordering::Relaxed),
-        verified_at_lsn: lane.record().verified_at,
+        verified_at_lsn: lane.record().verified_at(),
+        certificate: lane.record().verified.map(|proof| certificate(&proof, lane.is_certified())),
+
         route_epoch: u64::try_from(record.epoch).ok().filter(|epoch| *epoch > 0),
         tenant: record.tenant,
         r#move: record.id,
+    }
+}
+
+fn certificate(proof: &Proof, counts: bool) -> CertificateStatus {
+    let tables = &proof.report.tables;
+    CertificateStatus {
+        at: proof.at as f64 / 1e6,
+        lsn: proof.report.lsn,
+        counts,
+        tables: tables.len() as u64,
+        rows: tables.iter().map(|table| table.source_rows).sum(),
     }
 }
 

@@ -33,6 +33,11 @@ impl Stage {
         anew(&self.json(&[wish, "1"]).await?).with_context(|| wish.to_owned())
     }
 
+    /// What the status says of the last comparison.
+    async fn shown(&self) -> Result<Value> {
+        Ok(self.daemon.tenant("1").await?["certificate"].clone())
+    }
+
     /// There and back, both sides compared before, and `sql` run in the target: whether all rows were compared for each.
     async fn round_trip(&self, sql: &str, target: &Client) -> Result<[bool; 2]> {
         cli(&self.config, &["verify", "1"]).await?;
@@ -50,7 +55,11 @@ async fn what_was_compared_counts_over_flips_until_nobody_knows_what_has_changed
     stage.carve("1", "database").await?;
     let (source, target) = (stage.scene.source_client().await?, stage.scene.target_client("bid_1").await?);
     write(&source).await?;
+    let put_back =
+        "BEGIN; CREATE TEMP TABLE kept AS TABLE writes; TRUNCATE writes; INSERT INTO writes TABLE kept; COMMIT";
+    ensure!(stage.round_trip(put_back, &target).await? == [true, false], "a table that was emptied and filled again");
     ensure!(stage.round_trip("SELECT", &target).await? == [false, false], "all rows were compared");
+
     // What a lane does not note, or notes too much of.
     let silent = "CREATE FUNCTION quiet() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
                   CREATE TRIGGER quiet AFTER INSERT ON writes FOR EACH ROW EXECUTE FUNCTION quiet()";
@@ -71,10 +80,19 @@ async fn what_was_compared_counts_over_flips_until_nobody_knows_what_has_changed
     phase(&stage.daemon, "1", &["reversing"]).await?;
     ensure!(stage.flips("rollback").await?, "after pause and resume");
     cli(&stage.config, &["verify", "1"]).await?;
+    let compared = stage.shown().await?;
+    ensure!(compared["counts"] == true && compared["tables"] == 4, "{compared}");
     ensure!(!stage.flips("cutover").await?, "just compared");
+    // What was found is kept; what has changed since then is not.
+    let kept = |status: &Value| ["at", "lsn", "tables", "rows"].into_iter().all(|name| status[name] == compared[name]);
+    let flipped = stage.shown().await?;
+    ensure!(kept(&flipped) && flipped["counts"] == true, "{flipped}, and not {compared}");
     stage.daemon.kill()?;
     stage.daemon = Daemon::start(&stage.config).await?;
     phase(&stage.daemon, "1", &["reversing"]).await?;
+    let started = stage.shown().await?;
+    ensure!(kept(&started) && started["counts"] == false, "{started}, and not {compared}");
+
     ensure!(stage.flips("rollback").await?, "after a restart");
     for (table, filter) in [
         ("accounts", "bid = 1"),

@@ -27,7 +27,10 @@ impl Table {
     pub fn shown_key(&self) -> String {
         let columns = |list: Vec<&str>| format!("ROW({})::text", list.join(", "));
         match self.key {
-            [] => format!("md5({})", columns(self.columns.iter().map(|(column, _)| *column).collect())),
+            [] => format!(
+                "to_hex(hashtextextended({} COLLATE \"C\", 0))",
+                columns(self.columns.iter().map(|(column, _)| *column).collect())
+            ),
             key => columns(key.to_vec()),
         }
     }

@@ -19,7 +19,9 @@ const AGAIN: Duration = Duration::from_secs(5);
 pub(super) fn finish(context: &Context, moving: &Moving, pause: Option<Duration>) -> Result<(), StepError> {
     let back = moving.record().phase == Phase::RollingBack;
     moving.advance_with(&context.store, Event::Flipped, |record| {
-        (record.epoch, record.rolled_back, record.verified_at) = (record.epoch + 1, back, None);
+        (record.epoch, record.rolled_back) = (record.epoch + 1, back);
+        record.verified.iter_mut().for_each(|proof| proof.carried = true);
+
         // A clean verify came after what was left out of this lane, or there would have been no cutover.
         record.skipped.clear();
     })?;

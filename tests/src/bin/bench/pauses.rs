@@ -37,8 +37,11 @@ const OTHERS_RATE: u32 = 50;
 const OTHERS_ACCOUNTS: u64 = 10_000;
 /// What belongs to a flip when it has been answered: the clients catch up.
 const AFTERMATH: Duration = Duration::from_millis(500);
-/// Before the first flip, so that everything is at a steady pace.
+/// Before the first flip, and before a stretch without one, so that everything is at a steady pace.
 const WARM_UP: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(2);
+/// For which the tenant's clients stop by themselves in some stretches without a flip: about as long as a pause of one.
+const STALL: Duration = Duration::from_millis(75);
 
 /// One cutover or rollback that was done.
 pub struct Flip {
@@ -50,8 +53,10 @@ pub struct Flip {
     pub report: Value,
     /// From the command to a while after its answer.
     pub busy: Window,
-    /// As long, and nothing was asked; after each fourth.
+    /// As long, and nothing was asked; after some.
     pub quiet: Option<Window>,
+    /// As long, nothing was asked, but the tenant's clients stopped where a flip would have been; after some.
+    pub stalled: Option<Window>,
 }
 
 struct Stage {
@@ -144,7 +149,7 @@ impl Stage {
         Ok((self.scene.source.url("shop").parse()?, self.scene.target.url("postgres").parse()?))
     }
 
-    /// One cutover or rollback, and now and then a stretch of the same length without; or why it was refused.
+    /// One cutover or rollback, and after each fifth one a stretch of the same length without; or why it was refused.
     async fn flip(&self, number: u32, clients: &Clients) -> Result<Result<Flip, String>> {
         // Two with sessions that are there, two without.
         let kept = number % 4 < 2;
@@ -160,11 +165,21 @@ impl Stage {
         tokio::time::sleep(AFTERMATH).await;
         let busy = Window { from, to: Instant::now() };
         self.phase(if is_rollback { &["rolled_back"] } else { &["reversing"] }).await?;
-        let mut quiet = None;
-        if number % 4 == 3 {
+        let (mut quiet, mut stalled) = (None, None);
+        // Of both kinds on both sides.
+        if number % 5 == 4 {
+            tokio::time::sleep(SETTLE).await;
             let (from, done) = (Instant::now(), clients.done());
-            tokio::time::sleep(busy.length()).await;
-            quiet = Some(Window { from, to: Instant::now() });
+            if number / 10 % 2 == 1 {
+                clients.keep_sessions(number / 20 % 2 == 1);
+                tokio::time::sleep(busy.length() - AFTERMATH).await;
+                clients.stall(STALL);
+                tokio::time::sleep(AFTERMATH).await;
+                stalled = Some(Window { from, to: Instant::now() });
+            } else {
+                tokio::time::sleep(busy.length()).await;
+                quiet = Some(Window { from, to: Instant::now() });
+            }
             ensure!(clients.done() > done, "the clients do not get on");
         }
 
@@ -172,7 +187,7 @@ impl Stage {
         if number % 50 == 49 {
             eprintln!("{} flips, the last one took {answered:.1?}", number + 1);
         }
-        Ok(Ok(Flip { is_rollback, kept, epoch, report, busy, quiet }))
+        Ok(Ok(Flip { is_rollback, kept, epoch, report, busy, quiet, stalled }))
     }
 
     /// What the daemon says; the inner error: that it was refused.

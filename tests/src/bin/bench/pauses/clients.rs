@@ -66,6 +66,8 @@ struct Shared {
     stop: AtomicBool,
     /// Whether a session on the side where the tenant does not live is kept.
     keep: AtomicBool,
+    /// Until when nothing is sent, in microseconds since it began.
+    stalled: AtomicU64,
 }
 
 impl Clients {
@@ -79,6 +81,7 @@ impl Clients {
             done: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             keep: AtomicBool::new(true),
+            stalled: AtomicU64::new(0),
         });
         let tasks = (0..tenant.sessions).map(|_| tokio::spawn(Arc::clone(&shared).run())).collect();
         Clients { shared, tasks }
@@ -98,6 +101,12 @@ impl Clients {
     /// Whether sessions on the side where the tenant does not live are kept, as a pool per place would.
     pub fn keep_sessions(&self, keep: bool) {
         self.shared.keep.store(keep, Ordering::Relaxed);
+    }
+
+    /// Lets them send nothing for so long, and then make their sessions anew unless they are kept: a pause of theirs without a flip.
+    pub fn stall(&self, time: Duration) {
+        let until = self.shared.began.elapsed() + time;
+        self.shared.stalled.store(until.as_micros() as u64, Ordering::Relaxed);
     }
 
     /// Ends them.
@@ -126,6 +135,13 @@ impl Shared {
             tokio::time::sleep_until(due.into()).await;
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(ledger);
+            }
+            let stalled = Duration::from_micros(self.stalled.load(Ordering::Relaxed));
+            if stalled > self.began.elapsed() {
+                tokio::time::sleep_until((self.began + stalled).into()).await;
+                if !self.keep.load(Ordering::Relaxed) {
+                    sessions = [None, None];
+                }
             }
             let written = loop {
                 let route = self.resolver.route();

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::Flip;
+use super::{AFTERMATH, Flip};
+
 use super::clients::Written;
 use super::figures::{Figures, Window, heading};
 
@@ -54,11 +55,10 @@ pub fn print(flips: &[Flip], mut written: Vec<Written>, mut others: Vec<Written>
     println!("{}", number(flips, "pause_ms")?.line("pause, as the daemon says"));
     steps(flips);
     println!("{}", Figures::of(longest(flips, &written)).line("the tenant's slowest write, of each flip"));
-    let busy: Vec<Window> = flips.iter().map(|flip| flip.busy).collect();
-    let quiet: Vec<Window> = flips.iter().filter_map(|flip| flip.quiet).collect();
+    let [busy, quiet] = [busy(flips), quiet(flips)];
     println!("{}", Window::latencies(&busy, &written).line("the tenant's writes, during cutovers"));
     println!("{}", Window::latencies(&quiet, &written).line("  without"));
-    of_others(&busy, &quiet, &pauses, &others);
+    of_others(flips, &pauses, &others);
     others_by_step(flips, &others);
 
     println!("\nkeys compared again in the pause: {}", counted(&number(flips, "rechecked_keys")?));
@@ -107,14 +107,32 @@ fn longest<'a>(flips: &'a [Flip], written: &'a [Written]) -> impl Iterator<Item 
     flips.iter().map(|flip| Window::latencies(&[flip.busy], written).percentile(100.0))
 }
 
-fn of_others(busy: &[Window], quiet: &[Window], pauses: &[Pause], written: &[Written]) {
+fn busy(flips: &[Flip]) -> Vec<Window> {
+    flips.iter().map(|flip| flip.busy).collect()
+}
+
+fn quiet(flips: &[Flip]) -> Vec<Window> {
+    flips.iter().filter_map(|flip| flip.quiet).collect()
+}
+
+fn of_others(flips: &[Flip], pauses: &[Pause], written: &[Written]) {
+    let [busy, quiet] = [busy(flips), quiet(flips)];
+    let stalled: Vec<Window> = flips.iter().filter_map(|flip| flip.stalled).collect();
+    // From where the tenant's clients stopped, and from a flip's last acknowledgement, for as long.
+    let stalls: Vec<Window> =
+        stalled.iter().map(|window| Window { from: window.to - AFTERMATH, to: window.to }).collect();
+    let flipped: Vec<Window> =
+        pauses.iter().map(|pause| Window { from: pause.last, to: pause.last + AFTERMATH }).collect();
     let every_second = |first: usize| quiet.iter().skip(first).step_by(2).copied().collect::<Vec<_>>();
     let held: Vec<Window> = pauses.iter().map(|pause| Window { from: pause.last, to: pause.first }).collect();
     for (windows, name) in [
-        (busy, "other tenants' writes, during cutovers"),
-        (quiet, "  without"),
+        (&busy, "other tenants' writes, during cutovers"),
+        (&quiet, "  without"),
         (&every_second(0), "  without, of each second stretch"),
         (&every_second(1), "  without, of the others"),
+        (&stalled, "  without, but its clients stop for a while"),
+        (&stalls, "    half a second from there on"),
+        (&flipped, "  during cutovers, as long from the last write"),
         (&held, "  while the tenant's writers waited"),
     ] {
         println!("{}", Window::latencies(windows, written).line(name));
