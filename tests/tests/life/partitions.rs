@@ -3,6 +3,7 @@
 
 mod months;
 
+use tests::binary;
 use tokio_postgres::Client;
 
 use super::work::{Kind, Work};
@@ -47,6 +48,14 @@ impl Stage {
     async fn end(&self, tenant: &str) -> Result<()> {
         let report = self.json(&["complete", tenant]).await?;
         ensure!(report["certificate"]["equal"] == true && report["residue"] == json!([]), "{report}");
+        Ok(())
+    }
+
+        /// The writes stay where they are: rows of `writes` are not the same on both sides.
+    async fn differs(&self, command: &str, how: &str) -> Result<()> {
+        let output = binary::cli(&self.config, &[command, "1"]).await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(1) && said.contains("public.writes") && said.contains(how), "{command}: {said}");
         Ok(())
     }
 
@@ -229,5 +238,37 @@ async fn partitions_without_a_key_can_be_changed_where_their_tenant_lives() -> R
         let equal = oracle::assert_equal(&source, "public.hits", &filter, &target, &theirs).await?;
         ensure!(equal.source_rows > 50 && equal.source_rows < 100, "{equal:?}");
     }
+    stage.daemon.assert_no_errors(&[])
+}
+
+/// R13, invariant 10: what a partition of the target brings or takes without a word in the log is found before the writes move.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_partitions_of_the_target_bring_or_take_is_found_before_the_writes_move() -> Result<()> {
+    let stage = Stage::partitioned().await?;
+    let source = stage.scene.source_client().await?;
+    let clients = paced(&stage.scene, "1", 3)?;
+    clients.progress(100).await?;
+    stage.carve("1", "database").await?;
+    let target = stage.scene.target_client("bid_1").await?;
+    cli(&stage.config, &["verify", "1"]).await?;
+    // Put back with a row less, after all rows were compared.
+    let put_back = "BEGIN; ALTER TABLE writes DETACH PARTITION january;
+         CREATE TABLE taken AS SELECT * FROM january ORDER BY number LIMIT 1;
+         DELETE FROM january USING taken t WHERE january.id = t.id;
+         ALTER TABLE writes ATTACH PARTITION january FOR VALUES FROM ('2026-01-01 00:00+00') TO ('2026-02-01 00:00+00'); COMMIT";
+    target.batch_execute(put_back).await?;
+    stage.differs("cutover", "missing").await?;
+    target.batch_execute("INSERT INTO january SELECT * FROM taken; DROP TABLE taken").await?;
+    stage.go(&clients, "1", &[("cutover", "database")]).await?;
+    attach(&target, "public", "1", ("april", 4)).await?;
+    stage.differs("rollback", "extra").await?;
+    let into_january = "BEGIN; ALTER TABLE writes DETACH PARTITION april;
+         INSERT INTO writes SELECT id, bid, client, number, body, '2026-01-20 00:00+00' FROM april; DROP TABLE april; COMMIT";
+    target.batch_execute(into_january).await?;
+    stage.go(&clients, "1", &[("rollback", "shared")]).await?;
+    let ledger = clients.stop().await?;
+    ledger.assert_never_on_both_sides()?;
+    stage.assert_equal("1", "database", &ledger).await?;
+    ledger.assert_held_by(&source, "public", "1").await?;
     stage.daemon.assert_no_errors(&[])
 }
