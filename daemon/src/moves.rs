@@ -319,6 +319,30 @@ impl Moving {
         *lock(&self.certificate) = Some(certificate);
     }
 
+    /// The lane was stopped, and has noted all that the target holds: what was compared goes on to count with the next one.
+    fn keep_certificate(&self, store: &Store) -> Result<(), StoreError> {
+        let (Some(certificate), Some(link)) = (lock(&self.certificate).take(), self.spool()) else { return Ok(()) };
+        let Some(kept) = certificate.kept(link.state.applied()) else { return Ok(()) };
+        self.update(store, |record| {
+            if let Some(proof) = &mut record.verified {
+                proof.kept = Some(kept);
+            }
+        })
+    }
+
+    /// The lane goes on, with a target that stands here.
+    fn certified_again(&self, store: &Store, lsn: Lsn) -> Result<(), StoreError> {
+        let Some(kept) = self.record().verified.and_then(|proof| proof.kept) else { return Ok(()) };
+        // It holds for once.
+        self.update(store, |record| record.verified.iter_mut().for_each(|proof| proof.kept = None))?;
+        if kept.lsn == lsn
+            && let Some(certificate) = Certificate::of(kept)
+        {
+            self.begin_certified(certificate);
+        }
+        Ok(())
+    }
+
     /// The spool, while the lane is open.
     pub fn spool(&self) -> Option<SpoolLink> {
         lock(&self.spool).clone()

@@ -3,6 +3,7 @@
 //! A record is a cursor and a cache, never the only truth: positions are compared with the targets
 //! and the slot at every start.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -156,6 +157,38 @@ pub struct Proof {
     pub report: VerifyReport,
     /// The writes have moved since: the position is one of the other stream.
     pub carried: bool,
+    /// What a lane left that was stopped while this counted.
+    pub kept: Option<Kept>,
+}
+
+/// What a lane has changed since a comparison, for when it goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// When all rows were compared, as Unix time in microseconds.
+    pub at: i64,
+    /// Where the target stood: if it stands elsewhere, somebody has changed what nobody noted.
+    pub lsn: Lsn,
+    /// By a table's name at home: what it looked like there, and in the target.
+    pub shapes: HashMap<String, (String, String)>,
+    /// By a table's name at home: its rows when all were compared.
+    pub rows: HashMap<String, u64>,
+    /// The rows that have changed, by table.
+    pub changed: Vec<(TableName, ChangedKeys)>,
+}
+
+/// Keys of one table, not shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedKeys {
+    /// What they are keys of.
+    pub columns: Vec<String>,
+    /// Their values, each behind a letter for its form.
+    pub names: Vec<Vec<Vec<u8>>>,
+}
+
+impl fmt::Debug for ChangedKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} keys of {:?}", self.names.len(), self.columns)
+    }
 }
 
 /// Something that happened to a move.

@@ -101,7 +101,7 @@ pub struct TenantStatus {
     pub changes_applied: u64,
     /// The position of the last clean `verify`.
     pub verified_at_lsn: Option<Lsn>,
-    /// The last comparison of all rows, if it was clean; null when there was none.
+    /// The last comparison of all rows, if it was clean; null when there was none, or nothing is compared any more.
     #[serde(default)]
     pub certificate: Option<CertificateStatus>,
     /// Raised by each flip; null until there has been a cutover.
@@ -115,11 +115,11 @@ pub struct CertificateStatus {
     pub at: f64,
     /// Both sides were read as of this position, of the server that the tenant lived on then.
     pub lsn: Lsn,
-    /// Whether a cutover goes by it, and compares what has changed since then.
+    /// Whether a cutover or rollback goes by it, and compares what has changed since then.
     pub counts: bool,
     /// How many tables were compared.
     pub tables: u64,
-    /// And rows of the tenant.
+    /// And rows at the source, with those of reference tables.
     pub rows: u64,
 }
 

@@ -143,7 +143,7 @@ pub fn place(tenant: &TenantStatus) -> String {
 fn verified(certificate: &CertificateStatus) -> String {
     let CertificateStatus { at, lsn, counts, tables, rows } = certificate;
     let ago = seconds((clock::unix_micros() as f64 / 1e6 - at).max(0.0));
-    let worth = if *counts { "a cutover compares what has changed since" } else { "a cutover compares all rows anew" };
+    let worth = if *counts { "it counts for moving the writes" } else { "it counts no more" };
     format!("equal {ago} ago at {lsn}: {} rows of {} tables; {worth}", count(*rows), count(*tables))
 }
 
@@ -215,10 +215,9 @@ mod tests {
         let mut tenant = sample().tenants.remove(0);
         assert!(one(&tenant).contains("verified  never\n"));
         let at = clock::unix_micros() as f64 / 1e6 - 125.0;
-        for (counts, worth) in [(true, "what has changed since"), (false, "all rows anew")] {
+        for (counts, worth) in [(true, "counts for moving the writes"), (false, "counts no more")] {
             tenant.certificate = Some(CertificateStatus { at, lsn: Lsn(0x60), counts, tables: 3, rows: 1200 });
-            let line =
-                format!("verified  equal 2m 05s ago at 0/60: 1,200 rows of 3 tables; a cutover compares {worth}\n");
+            let line = format!("verified  equal 2m 05s ago at 0/60: 1,200 rows of 3 tables; it {worth}\n");
             assert!(one(&tenant).contains(&line), "{}", one(&tenant));
         }
     }

@@ -5,7 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use connectors::postgres::apply::Changed;
+use schemas::Lsn;
+use schemas::record::Kept;
 use schemas::status::VerifyReport;
+
+use crate::clock;
 
 /// A comparison that is older counts no more, nor one after which more keys have changed.
 const OLDEST: Duration = Duration::from_secs(3600);
@@ -27,11 +31,28 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// They were just now; what the lane applies since then is noted in `changed`.
-    pub fn new(changed: &Arc<Changed>, report: &VerifyReport, shapes: Shapes) -> Certificate {
+    /// They were then; what the lane applies since is noted in `changed`.
+    pub fn new(at: Instant, changed: &Arc<Changed>, report: &VerifyReport, shapes: Shapes) -> Certificate {
         let rows = report.tables.iter().map(|table| (table.table.clone(), table.source_rows)).collect();
         let (changed, users) = (Arc::clone(changed), Arc::default());
-        Certificate { at: Instant::now(), shapes: Arc::new(shapes), rows: Arc::new(rows), changed, users }
+        Certificate { at, shapes: Arc::new(shapes), rows: Arc::new(rows), changed, users }
+    }
+
+    /// For when its lane goes on, which has noted all that is in the target now; `None` when it does not count any more.
+    pub fn kept(&self, lsn: Lsn) -> Option<Kept> {
+        let changed = self.changed.kept().filter(|_| self.is_young() && self.few_changed())?;
+        let at = clock::unix_micros_at(self.at);
+        Some(Kept { at, lsn, shapes: (*self.shapes).clone(), rows: (*self.rows).clone(), changed })
+    }
+
+    /// The same when its lane goes on; `None` where the clocks say nonsense.
+    pub fn of(kept: Kept) -> Option<Certificate> {
+        let Kept { at, shapes, rows, changed, .. } = kept;
+        let (shapes, rows, changed) = (Arc::new(shapes), Arc::new(rows), Arc::new(Changed::of(changed)));
+        let age = Duration::from_micros(u64::try_from(clock::unix_micros() - at).ok()?);
+        let at = Instant::now().checked_sub(age)?;
+
+        Some(Certificate { at, shapes, rows, changed, users: Arc::default() })
     }
 
     /// What had changed was equal too; `changed` notes the rest, and tables have so many rows now.
@@ -67,8 +88,16 @@ impl Certificate {
     /// Whether it still counts. A lane that began anew has noted nothing.
     pub fn counts(&self) -> bool {
         let noting = Arc::weak_count(&self.changed) > 0 && !self.changed.is_closed();
+        noting && self.is_young() && self.few_changed()
+    }
+
+    fn is_young(&self) -> bool {
+        self.age() < OLDEST
+    }
+
+    fn few_changed(&self) -> bool {
         let keys: Option<usize> = self.changed.sizes().into_iter().map(|(_, keys)| keys).sum();
-        noting && self.age() < OLDEST && keys.is_some_and(|keys| keys <= MOST_KEYS)
+        keys.is_some_and(|keys| keys <= MOST_KEYS)
     }
 
     /// The same of these tables, as they look now.
@@ -79,13 +108,13 @@ impl Certificate {
 
 #[cfg(test)]
 mod tests {
-    use schemas::{Lsn, TenantId};
+    use schemas::TenantId;
 
     use super::*;
 
     fn of(changed: &Arc<Changed>) -> Certificate {
         let report = VerifyReport { tenant: TenantId("1".to_owned()), lsn: Lsn::ZERO, equal: true, tables: Vec::new() };
-        Certificate::new(changed, &report, shapes(&[("accounts", 1), ("notes", 1), ("kinds", 1)]))
+        Certificate::new(Instant::now(), changed, &report, shapes(&[("accounts", 1), ("notes", 1), ("kinds", 1)]))
     }
 
     fn shapes(tables: &[(&str, u32)]) -> Shapes {
@@ -110,6 +139,21 @@ mod tests {
         assert!(!old.counts());
         lane.upgrade().expect("it is there").close();
         assert!(!certificate.counts(), "noted elsewhere");
+    }
+
+    #[test]
+    fn a_certificate_that_is_kept_is_as_old_and_waits_for_its_lane() {
+        let certificate = of(&Arc::default());
+        let kept = certificate.kept(Lsn(7)).expect("it counts but for its lane");
+        assert_eq!(kept.lsn, Lsn(7));
+        let when = |seconds: i64| Kept { at: kept.at - seconds * 1_000_000, ..kept.clone() };
+        assert!(Certificate::of(when(-60)).is_none(), "the clock went back");
+        let again = Certificate::of(when(3000)).expect("a clock");
+        assert!(!again.counts(), "no lane notes");
+        let _lane = Arc::downgrade(again.changed());
+        assert!(again.counts_of(&certificate.shapes) && again.rows() == certificate.rows());
+        assert!((3000..3060).contains(&again.age().as_secs()));
+        assert!(Certificate::of(when(3600)).expect("a clock").kept(Lsn(7)).is_none(), "it is old");
     }
 
     #[test]

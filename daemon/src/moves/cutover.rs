@@ -469,16 +469,14 @@ impl<'a> Switch<'a> {
     /// Both sides were equal at the flip, so what was compared goes on to count: the lane that runs now notes what it changes.
     fn flipped(&mut self, pause: Duration) -> Result<(), StepError> {
         *super::lock(&self.lane.1.certificate) = None;
-        let proof = self.lane.1.record().verified.map(|proof| Proof { carried: true, ..proof });
-        let carried = self.recheck.take().map(|recheck| recheck.carried());
-        if let (Some(carried), Some((_, next))) = (&carried, self.next()) {
-            next.begin_certified(carried.clone());
-        }
-        finish(self.context, self.moving, Some(pause))?;
-        if let (Some(_), Some((context, next))) = (carried, self.next()) {
+        let proof = self.lane.1.record().verified.map(|proof| Proof { carried: true, kept: None, ..proof });
+        if let Some((context, next)) = self.next() {
             next.update(&context.store, |record| record.verified = proof)?;
         }
-        Ok(())
+        if let (Some(recheck), Some((_, next))) = (self.recheck.take(), self.next()) {
+            next.begin_certified(recheck.carried());
+        }
+        finish(self.context, self.moving, Some(pause))
     }
 
     /// Few keys are left for the pause.

@@ -370,11 +370,12 @@ async fn follow(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), Step
     }
     drop(client);
     moving.copied_before(&copied);
+    moving.certified_again(&context.store, checkpoint.lsn)?;
+
     let (commands, receiver) = mpsc::channel(LANE_COMMANDS);
     let (record_partitions, to_record) = mpsc::channel(1);
-    let types = parts::types(context).await?;
     let plan = LanePlan {
-        sink: SinkPlan { types, ..moving.sink_plan(&target, checkpoint.epoch) },
+        sink: SinkPlan { types: parts::types(context).await?, ..moving.sink_plan(&target, checkpoint.epoch) },
         spool_dir: context.spool_dir(record.id),
         spool: link.state,
         copied,
@@ -413,7 +414,10 @@ async fn follow(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), Step
     keys::leave_off(context, moving).await;
     moving.set_lane(None);
     match ended {
-        LaneEnded::Stopped => Err(StepError::Stopped),
+        LaneEnded::Stopped => {
+            moving.keep_certificate(&context.store).map_err(StepError::from).and(Err(StepError::Stopped))
+        }
+
         LaneEnded::Fault(fault, None) => Err(StepError::Fault(parts::explain(context, moving, fault).await)),
         LaneEnded::Fault(fault, Some(end)) => {
             Err(StepError::Transaction(parts::explain(context, moving, fault).await, end))

@@ -16,8 +16,6 @@ use crate::spool::SpoolState;
 
 /// Keys that the pipeline takes at a time.
 const BATCH: usize = 4096;
-/// For so many times as long as a batch took it rests.
-const RESTS: u32 = 3;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
@@ -97,6 +95,7 @@ async fn read(context: &Context, moving: &Moving) -> Result<bool, StepError> {
                 continue;
             }
             number += batch.len();
+            let took = reading.elapsed();
             match context.pipeline.add_keys(record.id, reference, std::mem::take(&mut batch)).await? {
                 Added::Yes => {}
                 Added::Lost => return Ok(false),
@@ -110,8 +109,8 @@ async fn read(context: &Context, moving: &Moving) -> Result<bool, StepError> {
             if ended {
                 break;
             }
-            // Nobody waits for it: the servers have others to serve.
-            tokio::time::sleep(reading.elapsed() * RESTS).await;
+            // Nobody waits for it, and the servers have others to serve.
+            tokio::time::sleep(took).await;
             reading = Instant::now();
         }
     }

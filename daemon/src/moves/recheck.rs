@@ -75,9 +75,10 @@ impl Recheck {
         let (anew, certificate) = match holds {
             Some(certificate) => (false, certificate),
             None => {
-                let next = "`carveout verify` names the rows";
-                let unequal = || not_ready(&record, "source and target are not equal", next);
-                (true, verify::certify(context, moving).await?.ok_or_else(unequal)?)
+                let (report, certificate) = verify::certify(context, moving).await?;
+                let why = || format!("source and target are not equal: {}", differing(&report.tables));
+                let unequal = || not_ready(&record, &why(), "`carveout verify` names the rows");
+                (true, certificate.ok_or_else(unequal)?)
             }
         };
         let recheck = Recheck { tables, home, own, back, anew, certificate };
@@ -298,23 +299,26 @@ fn began_anew(moving: &Moving) -> StepError {
 
 /// Whether nothing differs; otherwise names what does, and the move is not proved equal any more.
 fn equal(context: &Context, moving: &Moving, reports: &[TableReport]) -> Result<(), StepError> {
-    let unequal: Vec<&TableReport> = reports.iter().filter(|report| report.differences > 0).collect();
-    if unequal.is_empty() {
+    let differences = reports.iter().map(|report| report.differences).sum();
+    if differences == 0 {
         return Ok(());
     }
-    let differences = unequal.iter().map(|report| report.differences).sum();
     *super::lock(&moving.differences) = Some(differences);
     *super::lock(&moving.certificate) = None;
     moving.update(&context.store, |record| record.verified = None)?;
     moving.tell("verify", Detail { equal: Some(false), differences: Some(differences), ..Detail::default() });
-    let names = unequal.iter().map(|report| {
+    let why = "what has changed since source and target were compared is not the same on both";
+    let why = format!("{why}: {}", differing(reports));
+    let next = "`carveout verify` compares all rows and names those that differ";
+    Err(StepError::Fault(Fault::new(NOT_EQUAL, moving.record().id.to_string(), why, next)))
+}
+
+/// The tables whose rows differ, with some of those.
+fn differing(reports: &[TableReport]) -> String {
+    let unequal = reports.iter().filter(|report| report.differences > 0);
+    let tables = unequal.map(|report| {
         let rows = report.examples.iter().take(NAMED).map(|row| format!("{} {}", row.kind, row.key));
         format!("{}: {} rows differ, {}", report.table, report.differences, rows.collect::<Vec<_>>().join(", "))
     });
-    let why = format!(
-        "what has changed since source and target were compared is not the same on both: {}",
-        names.collect::<Vec<_>>().join("; ")
-    );
-    let next = "`carveout verify` compares all rows and names those that differ";
-    Err(StepError::Fault(Fault::new(NOT_EQUAL, moving.record().id.to_string(), why, next)))
+    tables.collect::<Vec<_>>().join("; ")
 }

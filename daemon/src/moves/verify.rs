@@ -66,8 +66,12 @@ pub async fn verify(context: &Context, moving: &Moving) -> Result<VerifyReport, 
 }
 
 /// The same for somebody who goes by it; without a certificate the sides are not equal.
-pub(super) async fn certify(context: &Context, moving: &Moving) -> Result<Option<Certificate>, StepError> {
-    Ok(verify_at(context, moving, false).await?.certificate)
+pub(super) async fn certify(
+    context: &Context,
+    moving: &Moving,
+) -> Result<(VerifyReport, Option<Certificate>), StepError> {
+    let verified = verify_at(context, moving, false).await?;
+    Ok((verified.report, verified.certificate))
 }
 
 /// What a comparison leaves.
@@ -114,12 +118,12 @@ async fn verify_at(context: &Context, moving: &Moving, stays: bool) -> Result<Ve
     let target = context.target(&record)?;
     let tables = tables(context, moving, &target).await?;
     let began = Instant::now();
-    let (report, source, client, held) = loop {
+    let (at, report, source, client, held) = loop {
         let why = match stand(context, moving, &target.url, changed.as_ref()).await? {
             Ok((source, client, held)) => {
-                let held = stays.then_some(held);
+                let (at, held) = (Instant::now(), stays.then_some(held));
                 match compare_all(context, moving, &tables, &source, &client).await? {
-                    Some(report) => break (report, source, client, held),
+                    Some(report) => break (at, report, source, client, held),
                     None => "partitions came or went while it was compared",
                 }
             }
@@ -142,13 +146,18 @@ async fn verify_at(context: &Context, moving: &Moving, stays: bool) -> Result<Ve
         Some(changed) => {
             let (home, own) = if record.back.is_some() { (&client, &source.client) } else { (&source.client, &client) };
             let shapes = recheck::shapes(&recheck::both(&record, tables, own).await?, (home, own)).await?;
-            Some(Certificate::new(&changed, &report, shapes))
+            Some(Certificate::new(at, &changed, &report, shapes))
         }
     };
     super::lock(&moving.certificate).clone_from(&certificate);
-    let proof = report.equal.then(|| Proof { at: clock::unix_micros(), report: report.clone(), carried: false });
-    moving.update(&context.store, |record| record.verified = proof)?;
-
+    let proof = |report| Proof { at: clock::unix_micros_at(at), report, carried: false, kept: None };
+    let proof = report.equal.then(|| proof(report.clone()));
+    moving.update(&context.store, |record| {
+        // Where the writes have moved meanwhile, somebody has gone by another one.
+        if record.phase != Phase::Moved {
+            record.verified = proof;
+        }
+    })?;
     let (equal, lsn) = (Some(report.equal), Some(report.lsn));
     moving.tell("verify", Detail { equal, lsn, differences: Some(differences), ..Detail::default() });
     Ok(Verified { report, certificate, client, held })

@@ -51,11 +51,14 @@ impl Stage {
         Ok(())
     }
 
-        /// The writes stay where they are: rows of `writes` are not the same on both sides.
+    /// The writes stay where they are: rows of `writes` are not the same on both sides.
     async fn differs(&self, command: &str, how: &str) -> Result<()> {
         let output = binary::cli(&self.config, &[command, "1"]).await?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.code() == Some(1) && said.contains("public.writes") && said.contains(how), "{command}: {said}");
+        ensure!(
+            output.status.code() == Some(1) && said.contains("public.writes") && said.contains(how),
+            "{command}: {said}"
+        );
         Ok(())
     }
 

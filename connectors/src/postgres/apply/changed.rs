@@ -8,13 +8,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use schemas::TableName;
+use schemas::record::ChangedKeys;
+
 use tokio_postgres::types::BorrowToSql;
 
 use super::super::catalog::{Column, Table};
 use super::super::pgoutput::Value;
 use super::super::quote::{ident, table as qualified};
 use super::super::{Error, Result};
-use super::hands::{Name, after_name, before_name};
+use super::hands::{Name, after_name, before_name, read, written};
 use super::sets::{array, arrays};
 use super::target::{Form, Mapped, Op, Raw, bytes_of};
 
@@ -75,6 +77,31 @@ impl Changed {
     /// What has changed, by the lane's names of the tables.
     pub fn tables(&self) -> Vec<(TableName, Rows)> {
         self.noted().tables.iter().map(|(table, rows)| (table.clone(), rows.clone())).collect()
+    }
+
+    /// Everything, to be written down; `None` where a row may have changed whose key is not known.
+    pub fn kept(&self) -> Option<Vec<(TableName, ChangedKeys)>> {
+        let noted = self.noted();
+        let table = |(table, rows): (&TableName, &Rows)| match rows {
+            Rows::Keys(Keys { columns, names }) => {
+                let names = names.iter().map(written).collect();
+                Some((table.clone(), ChangedKeys { columns: columns.clone(), names }))
+            }
+            Rows::All => None,
+        };
+        if noted.closed { None } else { noted.tables.iter().map(table).collect() }
+    }
+
+    /// The same read back, for a lane that goes on noting.
+    pub fn of(kept: Vec<(TableName, ChangedKeys)>) -> Changed {
+        let mut noted = Noted::default();
+        for (table, ChangedKeys { columns, names }) in kept {
+            let names: HashSet<Name> = names.into_iter().map(read).collect();
+            noted.keys += names.len();
+            noted.bytes += names.iter().map(weight).sum::<usize>();
+            noted.tables.insert(table, Rows::Keys(Keys { columns, names }));
+        }
+        Changed(Mutex::new(noted))
     }
 
     /// How many keys of each table, with `None` where all rows count.
@@ -311,6 +338,32 @@ mod tests {
         assert_eq!(changed.sizes()[0].1, Some(4));
         changed.begin();
         assert!(changed.tables().is_empty() && !changed.is_closed());
+    }
+
+    #[test]
+    fn what_is_kept_is_read_back_and_goes_on() {
+        let (table, changed) = (mapped(&[0]), Changed::default());
+        let insert = |id| Op::Insert(vec![Value::Binary(id), Value::Null]);
+        changed
+            .note([(&table, &insert(b"1")), (&table, &Op::Insert(vec![Value::Text(b"2"), Value::Null]))].into_iter());
+        let kept = changed.kept().unwrap();
+        assert!(!format!("{kept:?}").contains("49"), "it shows a key: {kept:?}");
+        let again = Changed::of(kept);
+        again.note([(&table, &insert(b"1")), (&table, &insert(b"3"))].into_iter());
+        assert_eq!(noted(&again), [b"1", b"2", b"3"]);
+        let [(_, Rows::Keys(keys))] = &again.tables()[..] else { panic!("not one table's keys") };
+        assert_eq!(keys.alike().len(), 2, "a form was lost");
+        let sizes = |changed: &Changed| {
+            let noted = changed.noted();
+            (noted.keys, noted.bytes)
+        };
+        let (two, three) = (sizes(&changed), sizes(&again));
+        assert_eq!((two.0, three.0, two.1 / 2), (2, 3, three.1 / 3));
+
+        again.note([(&mapped(&[]), &insert(b"1"))].into_iter());
+        assert!(again.kept().is_none(), "rows without keys");
+        changed.close();
+        assert!(changed.kept().is_none(), "noted elsewhere");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tokio_postgres::types::Type;
 use super::super::apply::{Keys, Picked};
 use super::super::catalog::Table;
 use super::super::{Doing, Result};
-use super::{HALVES, Hashes, MOST_EXAMPLES, Side, row_text, unlike};
+use super::{HALVES, Hashes, MOST_EXAMPLES, Side, hash_alike, row_text, unlike};
 
 /// Compares the rows of both sides that have one of these keys; where neither has any, they are alike. Each side comes with the
 /// table as it stands there. Both must be at rest, or read under snapshots.
@@ -35,6 +35,7 @@ pub async fn compare_keys(
         report.source_rows += left.0;
         report.target_rows += right.0;
         if left != right {
+            hash_alike(source.0, target.0).await?;
             let key = row_text(keys.columns().iter().map(String::as_str));
             let rows = |side, picked| rows(side, &key, &columns, picked);
             let (left, right) = tokio::try_join!(rows(source.0, &here), rows(target.0, &there))?;

@@ -40,8 +40,8 @@ const AFTERMATH: Duration = Duration::from_millis(500);
 /// Before the first flip, and before a stretch without one, so that everything is at a steady pace.
 const WARM_UP: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_secs(2);
-/// For which the tenant's clients stop by themselves in some stretches without a flip: about as long as a pause of one.
-const STALL: Duration = Duration::from_millis(75);
+/// For which the tenant's clients stop by themselves in some stretches without a flip: about as long as with sessions that are there.
+const STALL: Duration = Duration::from_millis(50);
 
 /// One cutover or rollback that was done.
 pub struct Flip {

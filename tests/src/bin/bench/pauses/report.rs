@@ -123,13 +123,17 @@ fn of_others(flips: &[Flip], pauses: &[Pause], written: &[Written]) {
         stalled.iter().map(|window| Window { from: window.to - AFTERMATH, to: window.to }).collect();
     let flipped: Vec<Window> =
         pauses.iter().map(|pause| Window { from: pause.last, to: pause.last + AFTERMATH }).collect();
-    let every_second = |first: usize| quiet.iter().skip(first).step_by(2).copied().collect::<Vec<_>>();
+    // By pairs: of both sides.
+    let half = |odd: bool| {
+        let chosen = quiet.iter().enumerate().filter(|(number, _)| (number / 2 % 2 == 1) == odd);
+        chosen.map(|(_, window)| *window).collect::<Vec<_>>()
+    };
     let held: Vec<Window> = pauses.iter().map(|pause| Window { from: pause.last, to: pause.first }).collect();
     for (windows, name) in [
         (&busy, "other tenants' writes, during cutovers"),
         (&quiet, "  without"),
-        (&every_second(0), "  without, of each second stretch"),
-        (&every_second(1), "  without, of the others"),
+        (&half(false), "  without, of each second pair of stretches"),
+        (&half(true), "  without, of the others"),
         (&stalled, "  without, but its clients stop for a while"),
         (&stalls, "    half a second from there on"),
         (&flipped, "  during cutovers, as long from the last write"),
