@@ -192,7 +192,6 @@ impl fmt::Debug for ChangedKeys {
 }
 
 /// Something that happened to a move.
-
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Milestone {
     /// The phase that began, as it is shown.

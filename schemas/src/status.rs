@@ -124,7 +124,6 @@ pub struct CertificateStatus {
 }
 
 /// The result of `complete`: all of the move.
-
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CompletionReport {
     /// The tenant.

@@ -19,7 +19,6 @@ pub use keys::compare_keys;
 
 /// What rows are put into by the hashes of their keys `k`.
 const BUCKET: &str = "(hashtextextended(k, 0) & 4095)::text";
-
 /// Buckets whose rows are looked at one by one.
 const MOST_BUCKETS: usize = 32;
 /// Differing rows that are named.
@@ -155,7 +154,7 @@ fn unlike(left: &Hashes, right: &Hashes) -> Vec<Difference> {
 
 async fn buckets(side: &Side<'_>, key: &str, columns: &str) -> Result<Hashes> {
     let sql = format!(
-                "SELECT b, count(*), {HALVES}
+        "SELECT b, count(*), {HALVES}
            FROM (SELECT {BUCKET} AS b, r FROM (SELECT {key} AS k, {columns} AS r FROM {} t WHERE {} OFFSET 0) h) h GROUP BY b",
         qualified(&side.table),
         side.filter
@@ -168,7 +167,7 @@ async fn buckets(side: &Side<'_>, key: &str, columns: &str) -> Result<Hashes> {
 async fn rows(side: &Side<'_>, key: &str, columns: &str, buckets: &[String]) -> Result<Hashes> {
     let sql = format!(
         "SELECT k, count(*), {HALVES}
-                      FROM (SELECT {key} AS k, {columns} AS r FROM {} t WHERE {} OFFSET 0) h WHERE {BUCKET} = ANY ($1) GROUP BY k",
+           FROM (SELECT {key} AS k, {columns} AS r FROM {} t WHERE {} OFFSET 0) h WHERE {BUCKET} = ANY ($1) GROUP BY k",
         qualified(&side.table),
         side.filter
     );

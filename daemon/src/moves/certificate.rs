@@ -51,7 +51,6 @@ impl Certificate {
         let (shapes, rows, changed) = (Arc::new(shapes), Arc::new(rows), Arc::new(Changed::of(changed)));
         let age = Duration::from_micros(u64::try_from(clock::unix_micros() - at).ok()?);
         let at = Instant::now().checked_sub(age)?;
-
         Some(Certificate { at, shapes, rows, changed, users: Arc::default() })
     }
 

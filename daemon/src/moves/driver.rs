@@ -371,7 +371,6 @@ async fn follow(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), Step
     drop(client);
     moving.copied_before(&copied);
     moving.certified_again(&context.store, checkpoint.lsn)?;
-
     let (commands, receiver) = mpsc::channel(LANE_COMMANDS);
     let (record_partitions, to_record) = mpsc::channel(1);
     let plan = LanePlan {
@@ -417,7 +416,6 @@ async fn follow(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), Step
         LaneEnded::Stopped => {
             moving.keep_certificate(&context.store).map_err(StepError::from).and(Err(StepError::Stopped))
         }
-
         LaneEnded::Fault(fault, None) => Err(StepError::Fault(parts::explain(context, moving, fault).await)),
         LaneEnded::Fault(fault, Some(end)) => {
             Err(StepError::Transaction(parts::explain(context, moving, fault).await, end))

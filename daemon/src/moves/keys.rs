@@ -16,7 +16,6 @@ use crate::spool::SpoolState;
 
 /// Keys that the pipeline takes at a time.
 const BATCH: usize = 4096;
-
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 

@@ -159,7 +159,6 @@ fn tenant_status(context: &Context, moving: &Moving, progress: &Progress) -> Ten
         changes_applied: moving.meter.changes.load(Ordering::Relaxed),
         verified_at_lsn: lane.record().verified_at(),
         certificate: lane.record().verified.filter(|_| following).map(|proof| certificate(&proof, lane.is_certified())),
-
         route_epoch: u64::try_from(record.epoch).ok().filter(|epoch| *epoch > 0),
         tenant: record.tenant,
         r#move: record.id,

@@ -59,7 +59,6 @@ async fn what_was_compared_counts_over_flips_until_nobody_knows_what_has_changed
         "BEGIN; CREATE TEMP TABLE kept AS TABLE writes; TRUNCATE writes; INSERT INTO writes TABLE kept; COMMIT";
     ensure!(stage.round_trip(put_back, &target).await? == [true, false], "a table that was emptied and filled again");
     ensure!(stage.round_trip("SELECT", &target).await? == [false, false], "all rows were compared");
-
     // What a lane does not note, or notes too much of.
     let silent = "CREATE FUNCTION quiet() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
                   CREATE TRIGGER quiet AFTER INSERT ON writes FOR EACH ROW EXECUTE FUNCTION quiet()";
@@ -92,7 +91,6 @@ async fn what_was_compared_counts_over_flips_until_nobody_knows_what_has_changed
     phase(&stage.daemon, "1", &["rolled_back", "ready"]).await?;
     ensure!(!stage.flips("cutover").await?, "after an orderly end");
     ensure!(!stage.flips("rollback").await?, "after an orderly end, and a flip");
-
     cli(&stage.config, &["verify", "1"]).await?;
     let compared = stage.shown().await?;
     ensure!(compared["counts"] == true && compared["tables"] == 4, "{compared}");
@@ -111,7 +109,6 @@ async fn what_was_compared_counts_over_flips_until_nobody_knows_what_has_changed
         Ok(())
     })
     .await?;
-
     ensure!(stage.flips("rollback").await?, "after a restart");
     for (table, filter) in [
         ("accounts", "bid = 1"),

@@ -75,7 +75,6 @@ async fn stop(mutants: usize) -> Result<()> {
         for kind in some_kinds(&mut rng, &[], mutants) {
             let spoilt = target.spoil(&mut rng, kind, &EVERYWHERE).await?;
             stage.forget().await?;
-
             for wish in ["rehearse", "cutover"] {
                 stage.assert_stopped(wish, tenant, &target.client, fences).await.context(spoilt.mutant.sql.clone())?;
             }
@@ -89,7 +88,6 @@ async fn stop(mutants: usize) -> Result<()> {
             let tables = if matches!(kind, Kind::Key | Kind::Missing) { &NAMED[1..] } else { &NAMED };
             let spoilt = left.spoil(&mut rng, kind, &Among { tables, rows: "true" }).await?;
             stage.forget().await?;
-
             for wish in ["rollback", "complete"] {
                 run(&stage.config, &[wish, tenant]).await?.assert(1, &NOT_EQUAL).context(spoilt.mutant.sql.clone())?;
                 phase(&stage.daemon, tenant, &["reversing"]).await?;

@@ -9,7 +9,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use schemas::TableName;
 use schemas::record::ChangedKeys;
-
 use tokio_postgres::types::BorrowToSql;
 
 use super::super::catalog::{Column, Table};

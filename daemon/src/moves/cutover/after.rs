@@ -21,7 +21,6 @@ pub(super) fn finish(context: &Context, moving: &Moving, pause: Option<Duration>
     moving.advance_with(&context.store, Event::Flipped, |record| {
         (record.epoch, record.rolled_back) = (record.epoch + 1, back);
         record.verified.iter_mut().for_each(|proof| (proof.carried, proof.kept) = (true, None));
-
         // A clean verify came after what was left out of this lane, or there would have been no cutover.
         record.skipped.clear();
     })?;

@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{AFTERMATH, Flip};
-
 use super::clients::Written;
 use super::figures::{Figures, Window, heading};
+use super::{AFTERMATH, Flip};
 
 /// What is promised, in milliseconds.
 const MEDIAN: f64 = 100.0;
