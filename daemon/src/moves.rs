@@ -310,7 +310,16 @@ impl Moving {
 
     /// Takes away a comparison that does not count any more: the lane need not note.
     pub fn forget_noted(&self) {
-        lock(&self.certificate).take_if(|certificate| !certificate.counts() && !certificate.is_in_use());
+        let is_over = |certificate: &Certificate| !certificate.counts() && !certificate.is_begun();
+        lock(&self.certificate).take_if(|certificate| is_over(certificate) && !certificate.is_in_use());
+    }
+
+    /// The comparison for which the lane notes has come to this.
+    fn certify(&self, certificate: &Certificate) {
+        let mut known = lock(&self.certificate);
+        if let Some(known) = known.as_mut().filter(|known| Arc::ptr_eq(known.changed(), certificate.changed())) {
+            *known = certificate.clone();
+        }
     }
 
     /// Both sides are at rest and equal: what the next lane applies is noted from its beginning.
@@ -323,18 +332,14 @@ impl Moving {
     fn keep_certificate(&self, store: &Store) -> Result<(), StoreError> {
         let (Some(certificate), Some(link)) = (lock(&self.certificate).take(), self.spool()) else { return Ok(()) };
         let Some(kept) = certificate.kept(link.state.applied()) else { return Ok(()) };
-        self.update(store, |record| {
-            if let Some(proof) = &mut record.verified {
-                proof.kept = Some(kept);
-            }
-        })
+        self.update(store, |record| record.noted = Some(kept))
     }
 
     /// The lane goes on, with a target that stands here.
     fn certified_again(&self, store: &Store, lsn: Lsn) -> Result<(), StoreError> {
-        let Some(kept) = self.record().verified.and_then(|proof| proof.kept) else { return Ok(()) };
+        let Some(kept) = self.record().noted else { return Ok(()) };
         // It holds for once.
-        self.update(store, |record| record.verified.iter_mut().for_each(|proof| proof.kept = None))?;
+        self.update(store, |record| record.noted = None)?;
         if kept.lsn == lsn
             && let Some(certificate) = Certificate::of(kept)
         {

@@ -11,11 +11,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Isolation;
-use crate::status::VerifyReport;
+use crate::status::{TableReport, VerifyReport};
 use crate::{Lsn, MoveId, Phase, TableName, TablePath, TenantId};
 
 /// The layout of the records below; raised when one of them changes.
-const VERSION: u8 = 9;
+const VERSION: u8 = 10;
 
 /// The bytes are not a record of this version.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -123,6 +123,8 @@ pub struct MoveRecord {
     pub rows_copied: u64,
     /// The last comparison of all rows, if it was clean.
     pub verified: Option<Proof>,
+    /// What a lane left that was stopped while a comparison counted, or had begun.
+    pub noted: Option<Kept>,
     /// Fences stand around the tenant at both ends, or may.
     pub fenced: bool,
     /// The route epoch: of the fence's row where the tenant lives, raised by each flip; zero before the first cutover
@@ -153,27 +155,27 @@ pub struct MoveRecord {
 pub struct Proof {
     /// Unix time in microseconds.
     pub at: i64,
-    /// Every table, as of one position.
+    /// Every table.
     pub report: VerifyReport,
     /// The writes have moved since: the position is one of the other stream.
     pub carried: bool,
-    /// What a lane left that was stopped while this counted.
-    pub kept: Option<Kept>,
 }
 
 /// What a lane has changed since a comparison, for when it goes on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
-    /// When all rows were compared, as Unix time in microseconds.
+    /// When the comparison began, as Unix time in microseconds.
     pub at: i64,
+    /// Whether it has ended.
+    pub whole: bool,
     /// Where the target stood: if it stands elsewhere, somebody has changed what nobody noted.
     pub lsn: Lsn,
     /// By a table's name at home: what it looked like there, and in the target.
     pub shapes: HashMap<String, (String, String)>,
-    /// By a table's name at home: its rows when all were compared.
-    pub rows: HashMap<String, u64>,
-    /// The rows that have changed, by table.
-    pub changed: Vec<(TableName, ChangedKeys)>,
+    /// The tables that have been compared, and were equal.
+    pub tables: Vec<TableReport>,
+    /// The rows that have changed, by table; `None` where those may be any.
+    pub changed: Vec<(TableName, Option<ChangedKeys>)>,
 }
 
 /// Keys of one table, not shown.
@@ -292,6 +294,11 @@ impl MoveRecord {
     /// The first transaction that was left out and that no clean `verify` has come after.
     pub fn unproved_skip(&self) -> Option<Lsn> {
         self.skipped.iter().copied().find(|skipped| self.verified_at().is_none_or(|at| at < *skipped))
+    }
+
+    /// What was compared says nothing any more.
+    pub fn unproved(&mut self) {
+        (self.verified, self.noted) = (None, None);
     }
 
     /// The position of the last clean comparison in the stream of this lane.

@@ -173,7 +173,7 @@ pub struct TableRows {
 pub struct VerifyReport {
     /// The tenant.
     pub tenant: TenantId,
-    /// Both sides were read as of this position.
+    /// Both sides were compared as of this position.
     pub lsn: Lsn,
     /// Whether every table is equal.
     pub equal: bool,
@@ -237,6 +237,9 @@ pub struct StepReport {
 pub struct TableReport {
     /// `schema.table` on the source.
     pub table: String,
+    /// All rows were read as of this position: an earlier one than the report's where the comparison was interrupted, and then what has
+    /// changed since was compared once more. `None` where only some rows were read.
+    pub lsn: Option<Lsn>,
     /// Rows of the tenant on the source.
     pub source_rows: u64,
     /// Rows in the target.

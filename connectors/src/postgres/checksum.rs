@@ -66,6 +66,7 @@ pub async fn compare(source: &Side<'_>, target: &Side<'_>, shape: &Table, pace: 
     let (left, right) = tokio::try_join!(digest(source, &columns, paced), digest(target, &columns, paced))?;
     let mut report = TableReport {
         table: shape.name.to_string(),
+        lsn: None,
         source_rows: left.0,
         target_rows: right.0,
         source_digest: left.1.clone(),

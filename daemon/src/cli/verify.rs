@@ -34,6 +34,11 @@ fn text(report: &VerifyReport) -> String {
     let tenant = plain(&report.tenant.0);
     let verdict = if report.equal { "equal" } else { "DIFFERENT" };
     text += &format!("\ntenant {tenant} is {verdict} at {}\n", report.lsn);
+    let before = report.tables.iter().filter(|table| table.lsn.is_some_and(|lsn| lsn != report.lsn)).count();
+    if before > 0 {
+        text +=
+            &format!("  it was interrupted: of {before} tables, read before, only what has changed was read again\n");
+    }
     if !report.equal {
         text += "  next: find out who writes to the target; then mend the rows there, or `carveout cancel` and `carveout move` it again\n";
     }
@@ -61,6 +66,7 @@ mod tests {
     fn differences_are_shown_by_key() {
         let same = TableReport {
             table: "public.accounts".to_owned(),
+            lsn: Some(Lsn(0x40)),
             source_rows: 100_000,
             target_rows: 100_000,
             source_digest: "1".to_owned(),
@@ -71,6 +77,7 @@ mod tests {
         let example = Difference { key: "17".to_owned(), kind: "missing".to_owned() };
         let other = TableReport {
             table: "public.orders".to_owned(),
+            lsn: Some(Lsn(0x60)),
             target_rows: 99_999,
             differences: 1,
             examples: vec![example],
@@ -82,7 +89,8 @@ mod tests {
             public.accounts  100,000      100,000      equal\n\
             public.orders    100,000      99,999       different: 1 row\n\n\
             public.orders, the first that differ:\n  KIND     KEY\n  missing  17\n\n\
-            tenant 7 is DIFFERENT at 0/60\n  \
+                        tenant 7 is DIFFERENT at 0/60\n  \
+            it was interrupted: of 1 tables, read before, only what has changed was read again\n  \
             next: find out who writes to the target; then mend the rows there, or `carveout cancel` and `carveout move` it again\n";
         assert_eq!(text(&report), expected);
     }

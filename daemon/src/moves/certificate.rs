@@ -1,4 +1,5 @@
-//! What the last clean comparison is still worth: how old it is, and what the lane has changed since.
+//! What the last clean comparison is still worth: how old it is, and what the lane has changed since. One that has not ended is worth
+//! something too: the next one goes on from there.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,56 +8,86 @@ use std::time::{Duration, Instant};
 use connectors::postgres::apply::Changed;
 use schemas::Lsn;
 use schemas::record::Kept;
-use schemas::status::VerifyReport;
+use schemas::status::TableReport;
 
 use crate::clock;
 
 /// A comparison that is older counts no more, nor one after which more keys have changed.
 const OLDEST: Duration = Duration::from_secs(3600);
+/// Nor does the next one go on from one that had not ended.
+const OLDEST_BEGUN: Duration = Duration::from_secs(24 * 3600);
 const MOST_KEYS: usize = 1_000;
 
 /// By a table's name at home: what it looks like there, and in the target.
 pub type Shapes = HashMap<String, (String, String)>;
 
-/// Both sides were equal.
+/// Both sides were equal, in the tables that have been compared.
 #[derive(Clone)]
 pub struct Certificate {
     at: Instant,
+    /// These are all.
+    whole: bool,
     /// What the tables looked like on both sides.
     shapes: Arc<Shapes>,
-    /// Rows of each table, by its name at home.
-    rows: Arc<HashMap<String, u64>>,
+    tables: Arc<Vec<TableReport>>,
     changed: Arc<Changed>,
     users: Arc<()>,
 }
 
 impl Certificate {
-    /// They were then; what the lane applies since is noted in `changed`.
-    pub fn new(at: Instant, changed: &Arc<Changed>, report: &VerifyReport, shapes: Shapes) -> Certificate {
-        let rows = report.tables.iter().map(|table| (table.table.clone(), table.source_rows)).collect();
-        let (changed, users) = (Arc::clone(changed), Arc::default());
-        Certificate { at, shapes: Arc::new(shapes), rows: Arc::new(rows), changed, users }
+    /// A comparison begins; what the lane applies since is noted in `changed`.
+    pub fn begin(changed: &Arc<Changed>, shapes: Shapes) -> Certificate {
+        let (changed, shapes) = (Arc::clone(changed), Arc::new(shapes));
+        Certificate { at: Instant::now(), whole: false, shapes, tables: Arc::default(), changed, users: Arc::default() }
     }
 
-    /// For when its lane goes on, which has noted all that is in the target now; `None` when it does not count any more.
+    /// The comparison goes on with tables that look like this; of these, whatever has changed was equal too, and `changed` notes the rest.
+    pub fn go_on(&self, changed: &Arc<Changed>, shapes: Shapes, still: impl Fn(&str) -> bool) -> Certificate {
+        let same = |table: &&TableReport| self.shapes.get(&table.table) == shapes.get(&table.table);
+        let tables = self.tables.iter().filter(same).filter(|table| still(&table.table)).cloned().collect();
+        Certificate {
+            shapes: Arc::new(shapes),
+            tables: Arc::new(tables),
+            changed: Arc::clone(changed),
+            users: Arc::default(),
+            ..self.clone()
+        }
+    }
+
+    /// This table is equal too.
+    pub fn add(&mut self, table: TableReport) {
+        Arc::make_mut(&mut self.tables).push(table);
+    }
+
+    /// All have been compared.
+    pub fn end(&mut self) {
+        self.whole = true;
+    }
+
+    /// For when its lane goes on, which has noted all that is in the target now; `None` when it is worth nothing any more.
     pub fn kept(&self, lsn: Lsn) -> Option<Kept> {
-        let changed = self.changed.kept().filter(|_| self.is_young() && self.few_changed())?;
-        let at = clock::unix_micros_at(self.at);
-        Some(Kept { at, lsn, shapes: (*self.shapes).clone(), rows: (*self.rows).clone(), changed })
+        let changed = self.changed.kept().filter(|_| self.is_young() && (!self.whole || self.few_changed()))?;
+        let (at, whole) = (clock::unix_micros_at(self.at), self.whole);
+        Some(Kept { at, whole, lsn, shapes: (*self.shapes).clone(), tables: (*self.tables).clone(), changed })
     }
 
     /// The same when its lane goes on; `None` where the clocks say nonsense.
     pub fn of(kept: Kept) -> Option<Certificate> {
-        let Kept { at, shapes, rows, changed, .. } = kept;
-        let (shapes, rows, changed) = (Arc::new(shapes), Arc::new(rows), Arc::new(Changed::of(changed)));
+        let Kept { at, whole, shapes, tables, changed, .. } = kept;
+        let (shapes, tables, changed) = (Arc::new(shapes), Arc::new(tables), Arc::new(Changed::of(changed)));
         let age = Duration::from_micros(u64::try_from(clock::unix_micros() - at).ok()?);
         let at = Instant::now().checked_sub(age)?;
-        Some(Certificate { at, shapes, rows, changed, users: Arc::default() })
+        Some(Certificate { at, whole, shapes, tables, changed, users: Arc::default() })
     }
 
     /// What had changed was equal too; `changed` notes the rest, and tables have so many rows now.
-    pub fn renewed(&self, changed: &Arc<Changed>, rows: HashMap<String, u64>) -> Certificate {
-        Certificate { changed: Arc::clone(changed), rows: Arc::new(rows), ..self.clone() }
+    pub fn renewed(&self, changed: &Arc<Changed>, reports: &[TableReport]) -> Certificate {
+        let mut tables = (*self.tables).clone();
+        for table in &mut tables {
+            let now = reports.iter().find(|report| report.table == table.table);
+            table.source_rows = now.map_or(0, |now| now.source_rows).max(table.source_rows);
+        }
+        Certificate { changed: Arc::clone(changed), tables: Arc::new(tables), ..self.clone() }
     }
 
     /// All that had changed was equal while nobody wrote: from here on the lane of the other direction notes.
@@ -69,12 +100,12 @@ impl Certificate {
         &self.changed
     }
 
-    /// Rows of each table when all were compared.
-    pub fn rows(&self) -> &HashMap<String, u64> {
-        &self.rows
+    /// The tables that have been compared.
+    pub fn tables(&self) -> &[TableReport] {
+        &self.tables
     }
 
-    /// How long ago all rows were compared.
+    /// How long ago the comparison began.
     pub fn age(&self) -> Duration {
         self.at.elapsed()
     }
@@ -84,14 +115,23 @@ impl Certificate {
         Arc::strong_count(&self.users) > 1
     }
 
-    /// Whether it still counts. A lane that began anew has noted nothing.
+    /// Whether it still counts.
     pub fn counts(&self) -> bool {
-        let noting = Arc::weak_count(&self.changed) > 0 && !self.changed.is_closed();
-        noting && self.is_young() && self.few_changed()
+        self.whole && self.is_young() && self.is_noted() && self.few_changed()
+    }
+
+    /// Whether the next comparison can go on from here.
+    pub fn is_begun(&self) -> bool {
+        !self.whole && self.is_young() && self.is_noted()
+    }
+
+    /// A lane that began anew has noted nothing.
+    fn is_noted(&self) -> bool {
+        Arc::weak_count(&self.changed) > 0 && !self.changed.is_closed()
     }
 
     fn is_young(&self) -> bool {
-        self.age() < OLDEST
+        self.age() < if self.whole { OLDEST } else { OLDEST_BEGUN }
     }
 
     fn few_changed(&self) -> bool {
@@ -107,13 +147,32 @@ impl Certificate {
 
 #[cfg(test)]
 mod tests {
-    use schemas::TenantId;
-
     use super::*;
 
+    fn report(table: &str) -> TableReport {
+        TableReport {
+            table: table.to_owned(),
+            lsn: Some(Lsn(5)),
+            source_rows: 2,
+            target_rows: 2,
+            source_digest: "1".to_owned(),
+            target_digest: "1".to_owned(),
+            differences: 0,
+            examples: Vec::new(),
+        }
+    }
+
+    /// Of three tables, of which two have been compared.
+    fn begun(changed: &Arc<Changed>) -> Certificate {
+        let mut certificate = Certificate::begin(changed, shapes(&[("accounts", 1), ("notes", 1), ("kinds", 1)]));
+        ["accounts", "notes"].into_iter().for_each(|table| certificate.add(report(table)));
+        certificate
+    }
+
     fn of(changed: &Arc<Changed>) -> Certificate {
-        let report = VerifyReport { tenant: TenantId("1".to_owned()), lsn: Lsn::ZERO, equal: true, tables: Vec::new() };
-        Certificate::new(Instant::now(), changed, &report, shapes(&[("accounts", 1), ("notes", 1), ("kinds", 1)]))
+        let mut certificate = begun(changed);
+        certificate.end();
+        certificate
     }
 
     fn shapes(tables: &[(&str, u32)]) -> Shapes {
@@ -130,7 +189,7 @@ mod tests {
         assert!(certificate.counts_of(&shapes(&[("accounts", 1), ("notes", 1)])), "one is not asked about");
         assert!(!certificate.counts_of(&shapes(&[("accounts", 2), ("notes", 1)])), "one is another");
         assert!(!certificate.counts_of(&shapes(&[("accounts", 1), ("writes", 1)])), "one came");
-        let used = certificate.renewed(&changed, HashMap::new());
+        let used = certificate.renewed(&changed, &[]);
         assert!(certificate.is_in_use());
         drop((used, changed));
 
@@ -150,7 +209,7 @@ mod tests {
         let again = Certificate::of(when(3000)).expect("a clock");
         assert!(!again.counts(), "no lane notes");
         let _lane = Arc::downgrade(again.changed());
-        assert!(again.counts_of(&certificate.shapes) && again.rows() == certificate.rows());
+        assert!(again.counts_of(&certificate.shapes) && again.tables() == certificate.tables());
         assert!((3000..3060).contains(&again.age().as_secs()));
         assert!(Certificate::of(when(3600)).expect("a clock").kept(Lsn(7)).is_none(), "it is old");
     }
@@ -163,5 +222,31 @@ mod tests {
         assert!(!carried.counts(), "no lane notes");
         let _lane = Arc::downgrade(carried.changed());
         assert!(carried.counts());
+    }
+
+    #[test]
+    fn a_comparison_that_was_interrupted_goes_on_with_what_is_still_good() {
+        let (changed, next) = (Arc::new(Changed::default()), Arc::new(Changed::default()));
+        let certificate = begun(&changed);
+        let lanes = (Arc::downgrade(&changed), Arc::downgrade(&next));
+        assert!(certificate.is_begun() && !certificate.counts());
+        let seen = |notes| shapes(&[("accounts", 1), ("notes", notes), ("kinds", 1)]);
+        let names =
+            |again: &Certificate| -> Vec<String> { again.tables().iter().map(|table| table.table.clone()).collect() };
+        assert_eq!(names(&certificate.go_on(&next, seen(1), |_| true)), ["accounts", "notes"]);
+        assert_eq!(names(&certificate.go_on(&next, seen(1), |table| table != "accounts")), ["notes"]);
+        let mut again = certificate.go_on(&next, seen(2), |_| true);
+        assert_eq!(names(&again), ["accounts"], "another table of the same name");
+        assert!(again.at == certificate.at && Arc::ptr_eq(again.changed(), &next) && !again.is_in_use());
+        again.end();
+        assert!(again.counts() && again.counts_of(&seen(2)) && !again.is_begun());
+
+        let kept = certificate.kept(Lsn(7)).expect("it can go on");
+        let old = Kept { at: kept.at - 7_200_000_000, ..kept.clone() };
+        assert!(Certificate::of(old).expect("a clock").kept(Lsn(7)).is_some(), "two hours are not too long");
+        let older = Kept { at: kept.at - 86_400_000_000, ..kept };
+        assert!(Certificate::of(older).expect("a clock").kept(Lsn(7)).is_none(), "a day is");
+        drop(lanes);
+        assert!(!certificate.is_begun(), "no lane notes");
     }
 }

@@ -469,9 +469,9 @@ impl<'a> Switch<'a> {
     /// Both sides were equal at the flip, so what was compared goes on to count: the lane that runs now notes what it changes.
     fn flipped(&mut self, pause: Duration) -> Result<(), StepError> {
         *super::lock(&self.lane.1.certificate) = None;
-        let proof = self.lane.1.record().verified.map(|proof| Proof { carried: true, kept: None, ..proof });
+        let proof = self.lane.1.record().verified.map(|proof| Proof { carried: true, ..proof });
         if let Some((context, next)) = self.next() {
-            next.update(&context.store, |record| record.verified = proof)?;
+            next.update(&context.store, |record| (record.verified, record.noted) = (proof, None))?;
         }
         if let (Some(recheck), Some((_, next))) = (self.recheck.take(), self.next()) {
             next.begin_certified(recheck.carried());

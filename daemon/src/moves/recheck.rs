@@ -63,15 +63,11 @@ impl Recheck {
         let back = record.back.is_some();
         let (home, own) = if back { (&target.url, source) } else { (source, &target.url) };
         let (home, own) = tokio::try_join!(client::connect(home, "recheck"), client::connect(own, "recheck"))?;
-        let tables = verify::tables(context, moving, &target).await?;
-        let tables = both(&record, tables, &own).await?;
+        let tables = both(&record, verify::tables(context, moving, &target).await?, &own).await?;
         let known = super::lock(&moving.certificate).clone();
-
         let shapes = shapes(&tables, (&home, &own)).await?;
-        let written: Vec<&TableName> =
-            tables.iter().map(|table| if back { &table.home.0 } else { &table.own.0 }).collect();
-        let fires = seen::fires(if back { &home } else { &own }, &written).await?;
-        let holds = known.filter(|certificate| !fires && certificate.counts_of(&shapes));
+        let silent = writes_unseen(&tables, back, (&home, &own)).await?;
+        let holds = known.filter(|certificate| !silent && certificate.counts_of(&shapes));
         let (anew, certificate) = match holds {
             Some(certificate) => (false, certificate),
             None => {
@@ -103,14 +99,17 @@ impl Recheck {
 
     /// How much there is to compare: keys, and rows of whole tables. Of reference tables nothing: their writers are not held.
     fn size(&self) -> (usize, u64) {
-        let (mut size, rows) = ((0, 0), self.certificate.rows());
+        let rows = |table: &Both| {
+            let name = table.name();
+            let compared = self.certificate.tables().iter().find(|compared| compared.table == name);
+            compared.map_or(0, |compared| compared.source_rows)
+        };
+        let mut size = (0, 0);
         for (name, keys) in self.certificate.changed().sizes() {
             match (self.tables.iter().find(|table| table.name == name && !table.reference), keys) {
                 (None, _) => {}
                 (Some(_), Some(keys)) => size.0 += keys,
-                (Some(table), None) => {
-                    size.1 += rows.get(&table.home.2.name.to_string()).copied().unwrap_or_default();
-                }
+                (Some(table), None) => size.1 += rows(table),
             }
         }
         size
@@ -168,13 +167,8 @@ impl Recheck {
         if !still(context, moving, &record).await? {
             return Err(not_ready(&record, "partitions came or went while it was compared", "try again"));
         }
-        let mut rows = self.certificate.rows().clone();
-        for report in &reports {
-            let rows = rows.entry(report.table.clone()).or_default();
-            *rows = report.source_rows.max(*rows);
-        }
         equal(context, moving, &reports)?;
-        self.certificate = self.certificate.renewed(&next, rows);
+        self.certificate = self.certificate.renewed(&next, &reports);
         if let Some(certificate) = super::lock(&moving.certificate).as_mut() {
             *certificate = self.certificate.clone();
         }
@@ -241,6 +235,24 @@ impl Both {
         compare_keys((&home, &self.home.2), (&own, &self.own.2), keys).await
     }
 
+    /// What it is called at home.
+    pub(super) fn name(&self) -> String {
+        self.home.2.name.to_string()
+    }
+
+    /// Whether what has changed of it is equal, as far as that is known.
+    pub(super) async fn is_still_equal(
+        &self,
+        clients: (&Client, &Client),
+        changed: &Changed,
+    ) -> connectors::postgres::Result<bool> {
+        match changed.tables().into_iter().find(|(name, _)| *name == self.name) {
+            None => Ok(true),
+            Some((_, Rows::Keys(keys))) => Ok(self.keys(clients, &keys).await?.differences == 0),
+            Some((_, Rows::All)) => Ok(false),
+        }
+    }
+
     async fn all(&self, clients: (&Client, &Client), pace: Pace) -> connectors::postgres::Result<TableReport> {
         let (home, own) = self.sides(clients);
         compare(&home, &own, &self.home.2, pace).await
@@ -267,6 +279,16 @@ pub(super) async fn both(record: &MoveRecord, compared: Vec<Compared>, own: &Cli
         tables.push(Both { name, home: (home.0, home.1, shape), own: (own.0, own.1, there), reference });
     }
     Ok(tables)
+}
+
+/// Whether a trigger of somebody else fires for what the lane writes: what that changes is not noted.
+pub(super) async fn writes_unseen(
+    tables: &[Both],
+    back: bool,
+    (home, own): (&Client, &Client),
+) -> Result<bool, StepError> {
+    let written: Vec<&TableName> = tables.iter().map(|table| if back { &table.home.0 } else { &table.own.0 }).collect();
+    Ok(seen::fires(if back { home } else { own }, &written).await?)
 }
 
 /// What the tables look like on both sides, as far as their rows are compared by it, by their names at home. Not reference tables:
@@ -305,7 +327,7 @@ fn equal(context: &Context, moving: &Moving, reports: &[TableReport]) -> Result<
     }
     *super::lock(&moving.differences) = Some(differences);
     *super::lock(&moving.certificate) = None;
-    moving.update(&context.store, |record| record.verified = None)?;
+    moving.update(&context.store, MoveRecord::unproved)?;
     moving.tell("verify", Detail { equal: Some(false), differences: Some(differences), ..Detail::default() });
     let why = "what has changed since source and target were compared is not the same on both";
     let why = format!("{why}: {}", differing(reports));

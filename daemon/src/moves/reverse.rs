@@ -146,6 +146,7 @@ fn planned(
         rows_total: 0,
         rows_copied: 0,
         verified: None,
+        noted: None,
         rolled_back: false,
 
         reverse: None,

@@ -1,6 +1,7 @@
 //! Compares both sides at one position: the lane is brought to hold exactly what a snapshot of the
 //! source shows, the target's snapshot is taken, the lane goes on, and then both are read.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -93,37 +94,44 @@ pub(super) async fn verify_and_hold(
     Ok((verified.report, verified.client, verified.held))
 }
 
+fn refuse(record: &MoveRecord, message: &str, next: &str) -> StepError {
+    StepError::Fault(Fault::new("not_ready", record.id.to_string(), message, next))
+}
+
+/// Refuses where there are no two sides, or nothing between them flows.
+fn can_be_compared(record: &MoveRecord) -> Result<(), StepError> {
+    let (message, next) = match record.phase {
+        Phase::Following if record.paused => ("it is paused", "`carveout resume`, then verify"),
+        Phase::Following => return Ok(()),
+        Phase::Moved => return Err(super::cutover::no_way_back(record)),
+        Phase::CuttingOver | Phase::RollingBack => ("its writes are being moved", "wait for that to end, then verify"),
+        Phase::Completing | Phase::Completed => ("the tenant stays in its target: nothing is left to compare with", ""),
+        _ => ("it cannot be verified before its copy is complete", "carveout status"),
+    };
+    Err(refuse(record, message, next))
+}
+
 async fn verify_at(context: &Context, moving: &Moving, stays: bool) -> Result<Verified, StepError> {
     let record = moving.record();
-    let refuse =
-        |message: &str, next: &str| StepError::Fault(Fault::new("not_ready", record.id.to_string(), message, next));
-    match record.phase {
-        Phase::Following => {}
-        Phase::Moved => return Err(super::cutover::no_way_back(&record)),
-        Phase::CuttingOver | Phase::RollingBack => {
-            return Err(refuse("its writes are being moved", "wait for that to end, then verify"));
-        }
-        Phase::Completing | Phase::Completed => {
-            return Err(refuse("the tenant stays in its target: nothing is left to compare with", ""));
-        }
-        _ => return Err(refuse("it cannot be verified before its copy is complete", "carveout status")),
-    }
-    if record.paused {
-        return Err(refuse("it is paused", "`carveout resume`, then verify"));
-    }
+    can_be_compared(&record)?;
     let _verifying = Verifying::begin(moving)?;
     // Whoever is about to move the writes goes by what is noted already.
     let in_use = super::lock(&moving.certificate).as_ref().is_some_and(Certificate::is_in_use);
-    let changed = (!in_use).then(|| Arc::new(Changed::default()));
+    let mut begun = super::lock(&moving.certificate).clone().filter(|begun| !stays && begun.is_begun());
     let target = context.target(&record)?;
     let tables = tables(context, moving, &target).await?;
     let began = Instant::now();
-    let (at, report, source, client, held) = loop {
-        let why = match stand(context, moving, &target.url, changed.as_ref()).await? {
+    let (mut certificate, report, client, held) = loop {
+        let changed = Arc::new(Changed::default());
+        let why = match stand(context, moving, &target.url, (!in_use).then_some(&changed)).await? {
             Ok((source, client, held)) => {
-                let (at, held) = (Instant::now(), stays.then_some(held));
-                match compare_all(context, moving, &tables, &source, &client).await? {
-                    Some(report) => break (at, report, source, client, held),
+                let held = stays.then_some(held);
+                let mut certificate = from_here(moving, &tables, (&source, &client), begun.take(), &changed).await?;
+                if !in_use {
+                    *super::lock(&moving.certificate) = Some(certificate.clone());
+                }
+                match compare_all(context, moving, &tables, (&source, &client), &mut certificate).await? {
+                    Some(report) => break (certificate, report, client, held),
                     None => "partitions came or went while it was compared",
                 }
             }
@@ -131,6 +139,7 @@ async fn verify_at(context: &Context, moving: &Moving, stays: bool) -> Result<Ve
         };
         if began.elapsed() > PATIENCE {
             return Err(refuse(
+                &record,
                 &format!("no position was found at which both sides can be read; at last {why}"),
                 "try again when the tenant is less busy and no partitions come or go, or see whether the target keeps up",
             ));
@@ -139,19 +148,21 @@ async fn verify_at(context: &Context, moving: &Moving, stays: bool) -> Result<Ve
     };
     let differences = report.tables.iter().map(|table| table.differences).sum();
     *super::lock(&moving.differences) = Some(differences);
-    let certificate = match changed {
-        _ if !report.equal => None,
+    let at = clock::unix_micros() - i64::try_from(certificate.age().as_micros()).unwrap_or_default();
+    let certificate = match report.equal {
+        false => {
+            *super::lock(&moving.certificate) = None;
+            None
+        }
         // Whoever uses the one that there is has it.
-        None => super::lock(&moving.certificate).clone(),
-        Some(changed) => {
-            let (home, own) = if record.back.is_some() { (&client, &source.client) } else { (&source.client, &client) };
-            let shapes = recheck::shapes(&recheck::both(&record, tables, own).await?, (home, own)).await?;
-            Some(Certificate::new(at, &changed, &report, shapes))
+        true if in_use => super::lock(&moving.certificate).clone(),
+        true => {
+            certificate.end();
+            moving.certify(&certificate);
+            Some(certificate)
         }
     };
-    super::lock(&moving.certificate).clone_from(&certificate);
-    let proof = |report| Proof { at: clock::unix_micros_at(at), report, carried: false, kept: None };
-    let proof = report.equal.then(|| proof(report.clone()));
+    let proof = report.equal.then(|| Proof { at, report: report.clone(), carried: false });
     moving.update(&context.store, |record| {
         // Where the writes have moved meanwhile, somebody has gone by another one.
         if record.phase != Phase::Moved {
@@ -163,7 +174,36 @@ async fn verify_at(context: &Context, moving: &Moving, stays: bool) -> Result<Ve
     Ok(Verified { report, certificate, client, held })
 }
 
+/// What a comparison begins with at a position: nothing, or what is still good of one that was interrupted.
+async fn from_here(
+    moving: &Moving,
+    tables: &[Compared],
+    (source, client): (&HeldSnapshot, &Client),
+    begun: Option<Certificate>,
+    changed: &Arc<Changed>,
+) -> Result<Certificate, StepError> {
+    let record = moving.record();
+    let back = record.back.is_some();
+    let (home, own) = if back { (client, &source.client) } else { (&source.client, client) };
+    let both = recheck::both(&record, tables.to_vec(), own).await?;
+    let shapes = recheck::shapes(&both, (home, own)).await?;
+    // A lane that began anew has not noted everything, nor ended that.
+    let Some(begun) = begun.filter(|begun| begun.changed().is_closed()) else {
+        return Ok(Certificate::begin(changed, shapes));
+    };
+    let mut still = HashSet::new();
+    if !recheck::writes_unseen(&both, back, (home, own)).await? {
+        for table in &both {
+            if table.is_still_equal((home, own), begun.changed()).await? {
+                still.insert(table.name());
+            }
+        }
+    }
+    Ok(begun.go_on(changed, shapes, |table| still.contains(table)))
+}
+
 /// A table on both sides, each with its name and the condition for the rows that count.
+#[derive(Clone)]
 pub(super) struct Compared {
     pub shape: Table,
     pub source: (TableName, String),
@@ -199,24 +239,36 @@ pub(super) async fn tables(context: &Context, moving: &Moving, target: &Target) 
     Ok(compared)
 }
 
-/// Compares the tables; `None` when partitions came or went meanwhile: neither side shows them as they were.
+/// Compares the tables that `certificate` does not name; `None` when partitions came or went meanwhile: neither side shows them as they
+/// were.
 async fn compare_all(
     context: &Context,
     moving: &Moving,
     tables: &[Compared],
-    source: &HeldSnapshot,
-    client: &Client,
+    (source, client): (&HeldSnapshot, &Client),
+    certificate: &mut Certificate,
 ) -> Result<Option<VerifyReport>, StepError> {
     let record = moving.record();
-    let mut report =
-        VerifyReport { tenant: record.tenant.clone(), lsn: source.wal_insert_lsn, equal: true, tables: Vec::new() };
+    let lsn = source.wal_insert_lsn;
+    let mut report = VerifyReport { tenant: record.tenant.clone(), lsn, equal: true, tables: Vec::new() };
     for Compared { shape, source: (left, of_tenant), target: (right, there), .. } in tables {
+        let name = shape.name.to_string();
+        if let Some(table) = certificate.tables().iter().find(|table| table.table == name) {
+            report.tables.push(table.clone());
+            continue;
+        }
+
         let left = Side { client: &source.client, table: left.clone(), filter: of_tenant.clone() };
         let right = Side { client, table: right.clone(), filter: there.clone() };
         // The shared side is the source in every report, whichever way the changes flow.
         let (source, target) = if record.back.is_some() { (right, left) } else { (left, right) };
-        let table = compare(&source, &target, shape, Pace::Gentle).await?;
+        let mut table = compare(&source, &target, shape, Pace::Gentle).await?;
+        table.lsn = Some(lsn);
         report.equal &= table.differences == 0;
+        if table.differences == 0 {
+            certificate.add(table.clone());
+            moving.certify(certificate);
+        }
         report.tables.push(table);
     }
     Ok(still(context, moving, &record).await?.then_some(report))

@@ -143,6 +143,7 @@ impl Supervisor {
             rows_total: 0,
             rows_copied: 0,
             verified: None,
+            noted: None,
             fenced: false,
             epoch: 0,
             rolled_back: false,
@@ -376,7 +377,8 @@ impl Supervisor {
             Self::stop_driver(&entry).await;
             entry.moving.update(&self.context.store, |record| {
                 if let Ok(phase) = record.phase.after(Event::Cancel) {
-                    (record.fault, record.stopped_at, record.paused, record.verified) = (None, None, false, None);
+                    (record.fault, record.stopped_at, record.paused) = (None, None, false);
+                    record.unproved();
                     record.phase = phase;
                 }
             })?;

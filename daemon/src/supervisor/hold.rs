@@ -121,7 +121,8 @@ impl Supervisor {
             if let Ok(phase) = record.phase.after(Event::CopyAgain) {
                 // The new copy holds them.
                 record.skipped.clear();
-                (record.phase, record.copy_again, record.verified) = (phase, true, None);
+                (record.phase, record.copy_again) = (phase, true);
+                record.unproved();
                 // What is read of a schema of the tenant's own is looked at when it is published.
                 if record.from.is_none() {
                     (record.tables, record.paths) = (policy::names(tables), policy::paths(tables));
@@ -170,7 +171,8 @@ impl Supervisor {
         Self::stop_driver(entry).await;
         lane.update(&self.context.store, |record| {
             record.skipped.push(skip);
-            (record.fault, record.stopped_at, record.paused, record.verified) = (None, None, false, None);
+            (record.fault, record.stopped_at, record.paused) = (None, None, false);
+            record.unproved();
         })?;
         // What a lane home says, the move says too.
         entry.moving.update(&self.context.store, |record| {

@@ -57,7 +57,8 @@ impl Supervisor {
         let tables = self.context.tables(&record.tables).await?;
         Self::stop_driver(entry).await;
         entry.moving.advance_with(&self.context.store, Event::Return, |record| {
-            (record.returning, record.completion, record.verified) = (true, None, None);
+            (record.returning, record.completion) = (true, None);
+            record.unproved();
             record.skipped.clear();
             (record.paths, record.published, record.fresh_xid) = (policy::paths(&tables), published, fresh_xid);
             record.published.tables.retain(|(table, _)| record.tables.contains(table));
@@ -125,7 +126,8 @@ impl Supervisor {
             if entry.moving.record().phase == Phase::Following {
                 Self::stop_driver(entry).await;
                 let ended = entry.moving.advance_with(&self.context.store, Event::Cancel, |record| {
-                    (record.completion, record.paused, record.verified) = (Some(completion), false, None);
+                    (record.completion, record.paused) = (Some(completion), false);
+                    record.unproved();
                 });
                 self.spawn_driver(entry);
                 ended?;

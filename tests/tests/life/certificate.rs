@@ -153,3 +153,110 @@ async fn a_row_that_was_spoiled_after_the_flip_stops_the_way_back() -> Result<()
     })
     .await
 }
+
+impl Stage {
+    /// Begins a comparison, and ends it when it has read the first of its tables and waits for the last one.
+    async fn interrupt(&mut self, locker: &Client, by: &str) -> Result<()> {
+        // It takes a while to read the first one: the lock comes too late only where this is held up for as long.
+        while !self.interrupt_in_time(locker, by).await? {
+            locker.batch_execute("ROLLBACK").await?;
+        }
+        Ok(locker.batch_execute("COMMIT").await?)
+    }
+
+    async fn interrupt_in_time(&mut self, locker: &Client, by: &str) -> Result<bool> {
+        let config = self.config.clone();
+        let asked = tokio::spawn(async move { binary::cli(&config, &["verify", "1"]).await });
+        let reads = async |chosen: &str, table: &str, waits: bool| -> Result<usize> {
+            let sql = format!(
+                "SELECT {chosen} FROM pg_stat_activity
+                  WHERE datname = current_database() AND application_name = 'carveout verify' AND state = 'active'
+                    AND query LIKE '%{table}%' AND (wait_event_type = 'Lock') IS NOT DISTINCT FROM {waits}"
+            );
+            locker.batch_execute("SELECT pg_stat_clear_snapshot()").await?;
+            Ok(locker.query(&sql, &[]).await?.len())
+        };
+        for (table, waits) in [("sum(%accounts", false), ("sum(%writes", true)] {
+            until(table, SOON, async || {
+                ensure!(asked.is_finished() || reads("1", table, waits).await? == 1, "not yet");
+                Ok(())
+            })
+            .await?;
+            if !waits {
+                locker.batch_execute("BEGIN; LOCK writes").await?;
+            }
+        }
+        if asked.is_finished() {
+            return Ok(false);
+        }
+        match by {
+            "the connection" => ensure!(reads("pg_terminate_backend(pid)", "writes", true).await? == 1, "it is gone"),
+            _ => ensure!(self.daemon.terminate().await?.success(), "it did not end in order"),
+        }
+        ensure!(!asked.await??.status.success(), "it was not interrupted");
+        Ok(true)
+    }
+
+    /// Compares, with the tables that were read at an earlier position.
+    async fn verified(&self) -> Result<(Value, Vec<String>)> {
+        let output = binary::cli(&self.config, &["verify", "1", "--output", "json"]).await?;
+        let report: Value = serde_json::from_slice(&output.stdout).with_context(|| format!("{output:?}"))?;
+        let tables = report["tables"].as_array().context("tables")?.iter();
+        let before = tables.filter(|table| table["lsn"] != report["lsn"]);
+        let before = before.map(|table| table["table"].as_str().unwrap_or_default().to_owned()).collect();
+        Ok((report, before))
+    }
+}
+
+/// A comparison that was interrupted goes on: of the tables that were equal only what has changed since is compared once more, and
+/// a row that was spoiled meanwhile is found.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_comparison_that_was_interrupted_goes_on() -> Result<()> {
+    let mut stage = Stage::open().await?;
+    let source = stage.scene.source_client().await?;
+    source
+        .batch_execute(
+            "INSERT INTO accounts VALUES (9999, 1, 1, 0);
+             INSERT INTO accounts SELECT n, 1, 1, 0 FROM generate_series(100001, 400000) n",
+        )
+        .await?;
+    stage.carve("1", "database").await?;
+    let target = stage.scene.target_client("bid_1").await?;
+    let few = "UPDATE accounts SET balance = balance + 1 WHERE bid = 1 AND id < 30";
+    for by in ["the connection", "the daemon's end"] {
+        stage.interrupt(&target, by).await?;
+        source.batch_execute(few).await?;
+        if by != "the connection" {
+            stage.daemon = Daemon::start(&stage.config).await?;
+            phase(&stage.daemon, "1", &["streaming"]).await?;
+        }
+        settle::drained(&stage.scene, &stage.daemon, "1").await?;
+        ensure!(stage.shown().await?["counts"] != true, "it had not ended");
+        let (report, before) = stage.verified().await.context(by)?;
+        ensure!(report["equal"] == true, "{report}");
+        ensure!(before == ["public.accounts", "public.kinds"], "{by}: {before:?} were compared before");
+        let (report, before) = stage.verified().await?;
+        ensure!(report["equal"] == true && before.is_empty(), "the next one reads everything: {report}");
+    }
+    // What may not be the same any more is compared anew.
+    stage.interrupt(&target, "the connection").await?;
+    target.batch_execute("VACUUM FULL accounts").await?;
+    let (report, before) = stage.verified().await?;
+    ensure!(report["equal"] == true && before == ["public.kinds"], "another file: {report}");
+    stage.interrupt(&target, "the connection").await?;
+    target.batch_execute(&spoil(5)).await?;
+    source.batch_execute("UPDATE accounts SET kind = 5 WHERE id = 9999").await?;
+    settle::drained(&stage.scene, &stage.daemon, "1").await?;
+    target.batch_execute(MEND).await?;
+    let (report, before) = stage.verified().await?;
+    ensure!(before == ["public.kinds"], "a row was spoiled: {report}");
+    let accounts = &report["tables"][0];
+    ensure!(report["equal"] == false && accounts["differences"] == 1, "{report}");
+    ensure!(accounts["examples"][0]["key"] == "(1,9999)", "{report}");
+    source.batch_execute("UPDATE accounts SET kind = 1 WHERE id = 9999").await?;
+    settle::drained(&stage.scene, &stage.daemon, "1").await?;
+    let (report, before) = stage.verified().await?;
+    ensure!(report["equal"] == true && before.is_empty(), "{report}");
+    ensure!(!stage.flips("cutover").await?, "it was just compared");
+    Ok(())
+}

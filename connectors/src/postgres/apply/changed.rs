@@ -78,23 +78,26 @@ impl Changed {
         self.noted().tables.iter().map(|(table, rows)| (table.clone(), rows.clone())).collect()
     }
 
-    /// Everything, to be written down; `None` where a row may have changed whose key is not known.
-    pub fn kept(&self) -> Option<Vec<(TableName, ChangedKeys)>> {
+    /// Everything, to be written down; `None` where some is noted elsewhere.
+    pub fn kept(&self) -> Option<Vec<(TableName, Option<ChangedKeys>)>> {
         let noted = self.noted();
-        let table = |(table, rows): (&TableName, &Rows)| match rows {
+        let keys = |rows: &Rows| match rows {
             Rows::Keys(Keys { columns, names }) => {
-                let names = names.iter().map(written).collect();
-                Some((table.clone(), ChangedKeys { columns: columns.clone(), names }))
+                Some(ChangedKeys { columns: columns.clone(), names: names.iter().map(written).collect() })
             }
             Rows::All => None,
         };
-        if noted.closed { None } else { noted.tables.iter().map(table).collect() }
+        (!noted.closed).then(|| noted.tables.iter().map(|(table, rows)| (table.clone(), keys(rows))).collect())
     }
 
     /// The same read back, for a lane that goes on noting.
-    pub fn of(kept: Vec<(TableName, ChangedKeys)>) -> Changed {
+    pub fn of(kept: Vec<(TableName, Option<ChangedKeys>)>) -> Changed {
         let mut noted = Noted::default();
-        for (table, ChangedKeys { columns, names }) in kept {
+        for (table, keys) in kept {
+            let Some(ChangedKeys { columns, names }) = keys else {
+                noted.all(&table);
+                continue;
+            };
             let names: HashSet<Name> = names.into_iter().map(read).collect();
             noted.keys += names.len();
             noted.bytes += names.iter().map(weight).sum::<usize>();
@@ -360,7 +363,8 @@ mod tests {
         assert_eq!((two.0, three.0, two.1 / 2), (2, 3, three.1 / 3));
 
         again.note([(&mapped(&[]), &insert(b"1"))].into_iter());
-        assert!(again.kept().is_none(), "rows without keys");
+        let any = Changed::of(again.kept().expect("it is open"));
+        assert!(matches!(&any.tables()[..], [(_, Rows::All)]), "rows without keys");
         changed.close();
         assert!(changed.kept().is_none(), "noted elsewhere");
     }

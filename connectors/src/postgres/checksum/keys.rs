@@ -21,6 +21,7 @@ pub async fn compare_keys(
     let columns = row_text(shape.stored().map(|column| column.name.as_str()));
     let mut report = TableReport {
         table: shape.name.to_string(),
+        lsn: None,
         source_rows: 0,
         target_rows: 0,
         source_digest: String::new(),

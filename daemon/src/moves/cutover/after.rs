@@ -7,7 +7,7 @@ use connectors::postgres::fence::{self, End};
 use connectors::postgres::{client, control};
 use schemas::Phase;
 use schemas::phase::Event;
-use schemas::record::Fault;
+use schemas::record::{Fault, MoveRecord};
 
 use super::super::{Context, Moving, StepError, driver, lock, reverse};
 use super::{FENCE_PATIENCE, HOLD_PATIENCE, MARGIN, ends, not_ready, sides};
@@ -20,7 +20,8 @@ pub(super) fn finish(context: &Context, moving: &Moving, pause: Option<Duration>
     let back = moving.record().phase == Phase::RollingBack;
     moving.advance_with(&context.store, Event::Flipped, |record| {
         (record.epoch, record.rolled_back) = (record.epoch + 1, back);
-        record.verified.iter_mut().for_each(|proof| (proof.carried, proof.kept) = (true, None));
+        record.verified.iter_mut().for_each(|proof| proof.carried = true);
+        record.noted = None;
         // A clean verify came after what was left out of this lane, or there would have been no cutover.
         record.skipped.clear();
     })?;
@@ -70,7 +71,7 @@ pub async fn resolve(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(),
     }
     // Whoever flipped did not come to say what both sides are worth.
     *lock(&moving.certificate) = None;
-    moving.update(&context.store, |record| record.verified = None)?;
+    moving.update(&context.store, MoveRecord::unproved)?;
     finish(context, moving, None)?;
     if moving.record().phase == Phase::Following { still_has_a_lane(context, moving) } else { Ok(()) }
 }
