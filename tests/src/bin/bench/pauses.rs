@@ -22,7 +22,7 @@ use tests::scene::{Configuration, Scene};
 use tests::wait::until;
 
 use self::clients::{Clients, KEPT, Ledger, Tenant};
-use self::figures::Window;
+use self::figures::{Stolen, Window};
 use self::route::Resolver;
 use super::size;
 
@@ -77,6 +77,7 @@ pub async fn run() -> Result<()> {
     );
     let stage = Stage::open(tenant, to).await?;
     let (clients, others) = stage.clients().await?;
+    let stolen = Stolen::watch();
     tokio::time::sleep(WARM_UP).await;
     let mut done = Vec::new();
     let mut refused = Vec::new();
@@ -98,7 +99,7 @@ pub async fn run() -> Result<()> {
         println!("one was refused: {why}");
     }
     let others = ledgers.into_iter().flat_map(|(_, ledger)| ledger.written).collect();
-    report::print(&done, ledger.written, others)
+    report::print(&done, ledger.written, others, &stolen)
 }
 
 impl Stage {
@@ -149,7 +150,7 @@ impl Stage {
         Ok((self.scene.source.url("shop").parse()?, self.scene.target.url("postgres").parse()?))
     }
 
-    /// One cutover or rollback, and after each fifth one a stretch of the same length without; or why it was refused.
+    /// One cutover or rollback, and after each third one a stretch of the same length without; or why it was refused.
     async fn flip(&self, number: u32, clients: &Clients) -> Result<Result<Flip, String>> {
         // Two with sessions that are there, two without.
         let kept = number % 4 < 2;
@@ -167,11 +168,11 @@ impl Stage {
         self.phase(if is_rollback { &["rolled_back"] } else { &["reversing"] }).await?;
         let (mut quiet, mut stalled) = (None, None);
         // Of both kinds on both sides.
-        if number % 5 == 4 {
+        if number % 3 == 2 {
             tokio::time::sleep(SETTLE).await;
             let (from, done) = (Instant::now(), clients.done());
-            if number / 10 % 2 == 1 {
-                clients.keep_sessions(number / 20 % 2 == 1);
+            if number / 6 % 2 == 1 {
+                clients.keep_sessions(number / 12 % 2 == 1);
                 tokio::time::sleep(busy.length() - AFTERMATH).await;
                 clients.stall(STALL);
                 tokio::time::sleep(AFTERMATH).await;

@@ -1,8 +1,13 @@
 //! What is made of many measurements.
 
+use std::fs;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::clients::Written;
+
+/// Between two looks at what the machine was kept from doing.
+const BETWEEN: Duration = Duration::from_millis(100);
 
 /// Some measurements, in milliseconds.
 #[derive(Clone, Default)]
@@ -64,5 +69,45 @@ impl Window {
             written[first..].iter().take_while(|write| write.due < window.to)
         });
         Figures::of_times(within.map(Written::latency))
+    }
+}
+
+/// How much of its time the machine was kept from working, as virtual ones are by their neighbours.
+#[derive(Clone, Default)]
+pub struct Stolen(Arc<Mutex<Vec<Look>>>);
+
+/// When, and the ticks until then: those that were stolen, and all.
+type Look = (Instant, [u64; 2]);
+
+impl Stolen {
+    /// From now on.
+    pub fn watch() -> Stolen {
+        let stolen = Stolen::default();
+        let looks = Arc::downgrade(&stolen.0);
+        tokio::spawn(async move {
+            while let (Some(looks), Some(ticks)) = (looks.upgrade(), Self::ticks()) {
+                looks.lock().unwrap_or_else(PoisonError::into_inner).push((Instant::now(), ticks));
+                drop(looks);
+                tokio::time::sleep(BETWEEN).await;
+            }
+        });
+        stolen
+    }
+
+    /// `None` where the system does not say.
+    fn ticks() -> Option<[u64; 2]> {
+        let stat = fs::read_to_string("/proc/stat").ok()?;
+        let ticks = stat.lines().next()?.split_whitespace().skip(1).take(8);
+        let ticks: Vec<u64> = ticks.filter_map(|ticks| ticks.parse().ok()).collect();
+        Some([*ticks.get(7)?, ticks.iter().sum()])
+    }
+
+    /// Which part of a stretch, in percent; `None` where nobody knows.
+    pub fn percent(&self, window: &Window) -> Option<f64> {
+        let looks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = looks.partition_point(|(at, _)| *at < window.from).checked_sub(1)?;
+        let last = looks.partition_point(|(at, _)| *at < window.to);
+        let ([before, from], [after, to]) = (looks[first].1, looks.get(last)?.1);
+        Some((after - before) as f64 * 100.0 / (to - from).max(1) as f64)
     }
 }

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::clients::Written;
-use super::figures::{Figures, Window, heading};
+use super::figures::{Figures, Stolen, Window, heading};
 use super::{AFTERMATH, Flip};
 
 /// What is promised, in milliseconds.
 const MEDIAN: f64 = 100.0;
 const P99: f64 = 250.0;
+/// A stretch counts as undisturbed when less of its time was stolen, in percent.
+const MOST_STOLEN: f64 = 5.0;
 /// The steps outside of the pause and within, in their order.
 const STEPS: [&str; 13] = [
     "reverse",
@@ -36,7 +38,7 @@ struct Pause {
     first: Instant,
 }
 
-pub fn print(flips: &[Flip], mut written: Vec<Written>, mut others: Vec<Written>) -> Result<()> {
+pub fn print(flips: &[Flip], mut written: Vec<Written>, mut others: Vec<Written>, stolen: &Stolen) -> Result<()> {
     written.sort_by_key(|write| write.due);
     others.sort_by_key(|write| write.due);
     let pauses = pauses(flips, &written)?;
@@ -59,6 +61,7 @@ pub fn print(flips: &[Flip], mut written: Vec<Written>, mut others: Vec<Written>
     println!("{}", Window::latencies(&quiet, &written).line("  without"));
     of_others(flips, &pauses, &others);
     others_by_step(flips, &others);
+    others_by_stretch(flips, &others, stolen);
 
     println!("\nkeys compared again in the pause: {}", counted(&number(flips, "rechecked_keys")?));
     let kept = all.percentile(50.0) <= MEDIAN && all.percentile(99.0) <= P99;
@@ -139,6 +142,39 @@ fn of_others(flips: &[Flip], pauses: &[Pause], written: &[Written]) {
         (&held, "  while the tenant's writers waited"),
     ] {
         println!("{}", Window::latencies(windows, written).line(name));
+    }
+}
+
+/// Each stretch by itself: a stall of the machine falls into one of them, and those are left out that were stolen from.
+fn others_by_stretch(flips: &[Flip], written: &[Written], stolen: &Stolen) {
+    let stalled: Vec<Window> = flips.iter().filter_map(|flip| flip.stalled).collect();
+    let kinds = [
+        (busy(flips), "cutovers"),
+        (quiet(flips), "stretches without"),
+        (stalled, "stretches without, but its clients stop"),
+    ];
+    println!(
+        "\n{:<44} {:>7} {:>9} {:>9} {:>9}",
+        "other tenants' p99, of each of the", "count", "quarter", "median", "quarter"
+    );
+    for most in [100.0, MOST_STOLEN] {
+        if most < 100.0 {
+            println!("where less than {most} % of the time was stolen from the machine");
+        }
+        for (windows, name) in &kinds {
+            let ours =
+                windows.iter().filter(|window| most >= 100.0 || stolen.percent(window).is_some_and(|part| part < most));
+            let figures = Figures::of(ours.map(|window| Window::latencies(&[*window], written).percentile(99.0)));
+            if figures.count() == 0 {
+                continue;
+            }
+            let [low, median, high] = [25.0, 50.0, 75.0].map(|percent| figures.percentile(percent));
+            println!("  {name:<42} {:>7} {low:>9.1} {median:>9.1} {high:>9.1}", figures.count());
+        }
+    }
+    for (windows, name) in &kinds {
+        let parts = Figures::of(windows.iter().filter_map(|window| stolen.percent(window)));
+        println!("{}", parts.line(&format!("stolen, in percent: {name}")));
     }
 }
 
