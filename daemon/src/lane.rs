@@ -132,8 +132,8 @@ pub struct Partitions {
 /// How a lane's task ended.
 #[derive(Debug)]
 pub enum LaneEnded {
-    /// It was told to.
-    Stopped,
+    /// It was told to; up to where it is, it has noted here which rows it changed.
+    Stopped(Weak<Changed>),
     /// A person must look; the lane can go on from where it is afterwards. With the end of the transaction that it
     /// is about, where it is about one.
     Fault(Fault, Option<Lsn>),
@@ -207,7 +207,7 @@ impl Lane {
         loop {
             let before = self.plan.spool.applied();
             match self.session().await {
-                End::Stopped => return LaneEnded::Stopped,
+                End::Stopped => return LaneEnded::Stopped(self.changed),
                 End::Shared => backoff = FIRST_BACKOFF,
                 End::Fault(fault, at) => return LaneEnded::Fault(fault, at),
                 End::Broken(fault) => return LaneEnded::Broken(fault),
@@ -224,7 +224,7 @@ impl Lane {
                     let pause = tokio::time::sleep(backoff);
                     tokio::select! {
                         () = pause => {}
-                        () = stop::told(&self.stop) => return LaneEnded::Stopped,
+                        () = stop::told(&self.stop) => return LaneEnded::Stopped(self.changed),
                     }
                     backoff = (backoff * 2).min(LONGEST_BACKOFF);
                 }

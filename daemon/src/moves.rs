@@ -328,22 +328,29 @@ impl Moving {
         *lock(&self.certificate) = Some(certificate);
     }
 
-    /// The lane was stopped, and has noted all that the target holds: what was compared goes on to count with the next one.
-    fn keep_certificate(&self, store: &Store) -> Result<(), StoreError> {
+    /// The lane was stopped, and has noted there all that the target holds: what was compared goes on to count with the next one.
+    fn keep_certificate(&self, store: &Store, noted: &Weak<Changed>) -> Result<(), StoreError> {
         let (Some(certificate), Some(link)) = (lock(&self.certificate).take(), self.spool()) else { return Ok(()) };
+        // Another one's lane has ended otherwise.
+        if !Weak::ptr_eq(noted, &Arc::downgrade(certificate.changed())) {
+            return Ok(());
+        }
         let Some(kept) = certificate.kept(link.state.applied()) else { return Ok(()) };
         self.update(store, |record| record.noted = Some(kept))
     }
 
     /// The lane goes on, with a target that stands here.
     fn certified_again(&self, store: &Store, lsn: Lsn) -> Result<(), StoreError> {
-        let Some(kept) = self.record().noted else { return Ok(()) };
-        // It holds for once.
-        self.update(store, |record| record.noted = None)?;
-        if kept.lsn == lsn
-            && let Some(certificate) = Certificate::of(kept)
-        {
-            self.begin_certified(certificate);
+        // Whoever takes back what was compared looks here when the record says so.
+        let mut known = lock(&self.certificate);
+        let mut kept = None;
+        if self.record().noted.is_some() {
+            // It holds for once.
+            self.update(store, |record| kept = record.noted.take())?;
+        }
+        if let Some(certificate) = kept.and_then(|kept| Certificate::of(kept, lsn)) {
+            *lock(&self.noting) = Arc::downgrade(certificate.changed());
+            *known = Some(certificate);
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ pub mod recheck;
 mod stages;
 mod work;
 
+use std::process::Output;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,11 +20,13 @@ use anyhow::{Context, Result, ensure};
 use daemon::demo::cluster::{Cluster, ClusterOptions, StopMode};
 use rand::Rng;
 use serde_json::{Value, json};
+use tests::binary;
 use tests::daemon::Daemon;
 use tests::oracle;
 use tests::scene::{Configuration, Scene};
 use tests::seed;
 use tests::wait::until;
+use tokio::task::JoinHandle;
 
 use crate::carve::{cli, phase};
 use crate::settle::SOON;
@@ -120,6 +123,47 @@ fn configuration(strategy: &str, extra: &str) -> Configuration {
     let tables =
         vec![("notes".to_owned(), "{via: account}".to_owned()), ("kinds".to_owned(), "{reference: true}".to_owned())];
     Configuration { tables, strategy: strategy.to_owned(), extra: extra.to_owned(), ..Configuration::default() }
+}
+
+/// A hook before each cutover, behind which it waits while this is shut.
+struct Gate {
+    folder: Scene,
+}
+
+impl Gate {
+    async fn new() -> Result<Gate> {
+        Ok(Gate { folder: Scene::single(ClusterOptions::default()).await? })
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// For the configuration.
+    fn hook(&self) -> String {
+        let [shut, here] = ["shut", "here"].map(|name| self.path(name).display().to_string());
+        let script = format!("test -e {shut} || exit 0; touch {here}; while test -e {shut}; do sleep 0.1; done");
+        format!("hooks: {{before_cutover: [\"/bin/sh\", \"-c\", \"{script}\"]}}\n")
+    }
+
+    /// Asks for a cutover, which waits here now.
+    async fn cut_over(&self, config: &std::path::Path) -> Result<JoinHandle<Result<Output>>> {
+        std::fs::write(self.path("shut"), "")?;
+        let config = config.to_owned();
+        let asked = tokio::spawn(async move { binary::cli(&config, &["cutover", "1", "--output", "json"]).await });
+        until("the hook", SOON, async || {
+            ensure!(!asked.is_finished(), "it has ended already");
+            ensure!(self.path("here").exists(), "it does not run yet");
+            Ok(())
+        })
+        .await?;
+        Ok(asked)
+    }
+
+    fn open(&self) -> Result<()> {
+        std::fs::remove_file(self.path("here"))?;
+        Ok(std::fs::remove_file(self.path("shut"))?)
+    }
 }
 
 /// What of Carveout's is in a database beside its schema's tables.

@@ -17,6 +17,8 @@ const OLDEST: Duration = Duration::from_secs(3600);
 /// Nor does the next one go on from one that had not ended.
 const OLDEST_BEGUN: Duration = Duration::from_secs(24 * 3600);
 const MOST_KEYS: usize = 1_000;
+/// Keys of each table that are written down.
+const MOST_KEPT: usize = 5_000;
 
 /// By a table's name at home: what it looks like there, and in the target.
 pub type Shapes = HashMap<String, (String, String)>;
@@ -41,10 +43,13 @@ impl Certificate {
         Certificate { at: Instant::now(), whole: false, shapes, tables: Arc::default(), changed, users: Arc::default() }
     }
 
-    /// The comparison goes on with tables that look like this; of these, whatever has changed was equal too, and `changed` notes the rest.
-    pub fn go_on(&self, changed: &Arc<Changed>, shapes: Shapes, still: impl Fn(&str) -> bool) -> Certificate {
-        let same = |table: &&TableReport| self.shapes.get(&table.table) == shapes.get(&table.table);
-        let tables = self.tables.iter().filter(same).filter(|table| still(&table.table)).cloned().collect();
+    /// The comparison goes on with those of its tables that look like this; `changed` notes the rest.
+    pub fn go_on(&self, changed: &Arc<Changed>, shapes: Shapes) -> Certificate {
+        // Reference tables have no shape.
+        let same = |table: &&TableReport| {
+            self.shapes.get(&table.table).is_some_and(|shape| shapes.get(&table.table) == Some(shape))
+        };
+        let tables = self.tables.iter().filter(same).cloned().collect();
         Certificate {
             shapes: Arc::new(shapes),
             tables: Arc::new(tables),
@@ -52,6 +57,11 @@ impl Certificate {
             users: Arc::default(),
             ..self.clone()
         }
+    }
+
+    /// What is noted does not say that this table is still equal.
+    pub fn drop(&mut self, name: &str) {
+        Arc::make_mut(&mut self.tables).retain(|table| table.table != name);
     }
 
     /// This table is equal too.
@@ -66,14 +76,19 @@ impl Certificate {
 
     /// For when its lane goes on, which has noted all that is in the target now; `None` when it is worth nothing any more.
     pub fn kept(&self, lsn: Lsn) -> Option<Kept> {
-        let changed = self.changed.kept().filter(|_| self.is_young() && (!self.whole || self.few_changed()))?;
+        let changed =
+            self.changed.kept(MOST_KEPT).filter(|_| self.is_young() && (!self.whole || self.few_changed()))?;
         let (at, whole) = (clock::unix_micros_at(self.at), self.whole);
         Some(Kept { at, whole, lsn, shapes: (*self.shapes).clone(), tables: (*self.tables).clone(), changed })
     }
 
-    /// The same when its lane goes on; `None` where the clocks say nonsense.
-    pub fn of(kept: Kept) -> Option<Certificate> {
-        let Kept { at, whole, shapes, tables, changed, .. } = kept;
+    /// The same when its lane goes on with a target that stands here; `None` where somebody else has gone on meanwhile, or the clocks say
+    /// nonsense.
+    pub fn of(kept: Kept, here: Lsn) -> Option<Certificate> {
+        let Kept { at, whole, lsn, shapes, tables, changed } = kept;
+        if lsn != here {
+            return None;
+        }
         let (shapes, tables, changed) = (Arc::new(shapes), Arc::new(tables), Arc::new(Changed::of(changed)));
         let age = Duration::from_micros(u64::try_from(clock::unix_micros() - at).ok()?);
         let at = Instant::now().checked_sub(age)?;
@@ -205,13 +220,14 @@ mod tests {
         let kept = certificate.kept(Lsn(7)).expect("it counts but for its lane");
         assert_eq!(kept.lsn, Lsn(7));
         let when = |seconds: i64| Kept { at: kept.at - seconds * 1_000_000, ..kept.clone() };
-        assert!(Certificate::of(when(-60)).is_none(), "the clock went back");
-        let again = Certificate::of(when(3000)).expect("a clock");
+        assert!(Certificate::of(when(-60), Lsn(7)).is_none(), "the clock went back");
+        assert!(Certificate::of(when(3000), Lsn(8)).is_none(), "another state of the target");
+        let again = Certificate::of(when(3000), Lsn(7)).expect("a clock");
         assert!(!again.counts(), "no lane notes");
         let _lane = Arc::downgrade(again.changed());
         assert!(again.counts_of(&certificate.shapes) && again.tables() == certificate.tables());
         assert!((3000..3060).contains(&again.age().as_secs()));
-        assert!(Certificate::of(when(3600)).expect("a clock").kept(Lsn(7)).is_none(), "it is old");
+        assert!(Certificate::of(when(3600), Lsn(7)).expect("a clock").kept(Lsn(7)).is_none(), "it is old");
     }
 
     #[test]
@@ -233,19 +249,23 @@ mod tests {
         let seen = |notes| shapes(&[("accounts", 1), ("notes", notes), ("kinds", 1)]);
         let names =
             |again: &Certificate| -> Vec<String> { again.tables().iter().map(|table| table.table.clone()).collect() };
-        assert_eq!(names(&certificate.go_on(&next, seen(1), |_| true)), ["accounts", "notes"]);
-        assert_eq!(names(&certificate.go_on(&next, seen(1), |table| table != "accounts")), ["notes"]);
-        let mut again = certificate.go_on(&next, seen(2), |_| true);
+        let mut again = certificate.go_on(&next, seen(1));
+        assert_eq!(names(&again), ["accounts", "notes"]);
+        again.drop("accounts");
+        assert_eq!(names(&again), ["notes"]);
+        let mut again = certificate.go_on(&next, seen(2));
         assert_eq!(names(&again), ["accounts"], "another table of the same name");
+        let unseen = shapes(&[("accounts", 1)]);
+        assert_eq!(names(&certificate.go_on(&next, unseen)), ["accounts"], "nobody knows what it looks like");
         assert!(again.at == certificate.at && Arc::ptr_eq(again.changed(), &next) && !again.is_in_use());
         again.end();
         assert!(again.counts() && again.counts_of(&seen(2)) && !again.is_begun());
 
         let kept = certificate.kept(Lsn(7)).expect("it can go on");
         let old = Kept { at: kept.at - 7_200_000_000, ..kept.clone() };
-        assert!(Certificate::of(old).expect("a clock").kept(Lsn(7)).is_some(), "two hours are not too long");
+        assert!(Certificate::of(old, Lsn(7)).expect("a clock").kept(Lsn(7)).is_some(), "two hours are not too long");
         let older = Kept { at: kept.at - 86_400_000_000, ..kept };
-        assert!(Certificate::of(older).expect("a clock").kept(Lsn(7)).is_none(), "a day is");
+        assert!(Certificate::of(older, Lsn(7)).expect("a clock").kept(Lsn(7)).is_none(), "a day is");
         drop(lanes);
         assert!(!certificate.is_begun(), "no lane notes");
     }

@@ -15,7 +15,7 @@ use schemas::status::{CompletionReport, Happened, Severity, TableRows};
 use schemas::{Phase, TableName};
 
 use super::cutover::not_ready;
-use super::verify::{Held, verify, verify_and_hold};
+use super::verify::{Held, verify_and_hold, verify_anew};
 use super::{Context, Moving, StepError, cutover, hooks, reverse, stages};
 
 /// Rows that are deleted in one transaction.
@@ -95,7 +95,7 @@ pub async fn prepare_return(context: &Context, moving: &Moving) -> Result<Comple
         return Err(not_ready(&record, why, "`carveout resume`"));
     }
     if context.config.tenant_strategy.migration_config.validation_enabled {
-        let report = verify(context, moving).await?;
+        let report = verify_anew(context, moving).await?;
         if !report.equal {
             return Err(not_ready(&record, "source and target are not equal", "`carveout verify` names the rows"));
         }

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use connectors::postgres::apply::SinkPlan;
@@ -408,13 +408,13 @@ async fn follow(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), Step
             parts::validate(context, moving),
             parts::record_partitions(context, moving, to_record),
             cutover::clear_up(context, moving),
-        ) } => LaneEnded::Stopped,
+                ) } => LaneEnded::Stopped(Weak::new()),
     };
     keys::leave_off(context, moving).await;
     moving.set_lane(None);
     match ended {
-        LaneEnded::Stopped => {
-            moving.keep_certificate(&context.store).map_err(StepError::from).and(Err(StepError::Stopped))
+        LaneEnded::Stopped(noted) => {
+            moving.keep_certificate(&context.store, &noted).map_err(StepError::from).and(Err(StepError::Stopped))
         }
         LaneEnded::Fault(fault, None) => Err(StepError::Fault(parts::explain(context, moving, fault).await)),
         LaneEnded::Fault(fault, Some(end)) => {

@@ -66,7 +66,7 @@ impl Recheck {
         let tables = both(&record, verify::tables(context, moving, &target).await?, &own).await?;
         let known = super::lock(&moving.certificate).clone();
         let shapes = shapes(&tables, (&home, &own)).await?;
-        let silent = writes_unseen(&tables, back, (&home, &own)).await?;
+        let silent = writes_unseen(&tables, back, if back { &home } else { &own }).await?;
         let holds = known.filter(|certificate| !silent && certificate.counts_of(&shapes));
         let (anew, certificate) = match holds {
             Some(certificate) => (false, certificate),
@@ -244,11 +244,11 @@ impl Both {
     pub(super) async fn is_still_equal(
         &self,
         clients: (&Client, &Client),
-        changed: &Changed,
+        changed: &[(TableName, Rows)],
     ) -> connectors::postgres::Result<bool> {
-        match changed.tables().into_iter().find(|(name, _)| *name == self.name) {
+        match changed.iter().find(|(name, _)| *name == self.name) {
             None => Ok(true),
-            Some((_, Rows::Keys(keys))) => Ok(self.keys(clients, &keys).await?.differences == 0),
+            Some((_, Rows::Keys(keys))) => Ok(self.keys(clients, keys).await?.differences == 0),
             Some((_, Rows::All)) => Ok(false),
         }
     }
@@ -282,13 +282,9 @@ pub(super) async fn both(record: &MoveRecord, compared: Vec<Compared>, own: &Cli
 }
 
 /// Whether a trigger of somebody else fires for what the lane writes: what that changes is not noted.
-pub(super) async fn writes_unseen(
-    tables: &[Both],
-    back: bool,
-    (home, own): (&Client, &Client),
-) -> Result<bool, StepError> {
+pub(super) async fn writes_unseen(tables: &[Both], back: bool, sink: &Client) -> Result<bool, StepError> {
     let written: Vec<&TableName> = tables.iter().map(|table| if back { &table.home.0 } else { &table.own.0 }).collect();
-    Ok(seen::fires(if back { home } else { own }, &written).await?)
+    Ok(seen::fires(sink, &written).await?)
 }
 
 /// What the tables look like on both sides, as far as their rows are compared by it, by their names at home. Not reference tables:

@@ -1,7 +1,6 @@
 //! Compares both sides at one position: the lane is brought to hold exactly what a snapshot of the
 //! source shows, the target's snapshot is taken, the lane goes on, and then both are read.
 
-use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,6 +17,7 @@ use schemas::config::Target;
 use schemas::event::Detail;
 use schemas::record::{Fault, MoveRecord, Proof};
 use schemas::status::VerifyReport;
+use schemas::url::PgUrl;
 use tokio::sync::{mpsc, oneshot};
 
 use super::certificate::Certificate;
@@ -61,9 +61,25 @@ impl Drop for Verifying<'_> {
     }
 }
 
+/// What a comparison reads, and what becomes of the lane.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// What was read before it was interrupted is not read again.
+    GoesOn,
+    /// All rows are read.
+    Anew,
+    /// The same, and the lane stays there.
+    Stays,
+}
+
 /// Compares every table of the move.
 pub async fn verify(context: &Context, moving: &Moving) -> Result<VerifyReport, StepError> {
-    Ok(verify_at(context, moving, false).await?.report)
+    Ok(verify_at(context, moving, Manner::GoesOn).await?.report)
+}
+
+/// The same, and reads all rows.
+pub(super) async fn verify_anew(context: &Context, moving: &Moving) -> Result<VerifyReport, StepError> {
+    Ok(verify_at(context, moving, Manner::Anew).await?.report)
 }
 
 /// The same for somebody who goes by it; without a certificate the sides are not equal.
@@ -71,7 +87,7 @@ pub(super) async fn certify(
     context: &Context,
     moving: &Moving,
 ) -> Result<(VerifyReport, Option<Certificate>), StepError> {
-    let verified = verify_at(context, moving, false).await?;
+    let verified = verify_at(context, moving, Manner::GoesOn).await?;
     Ok((verified.report, verified.certificate))
 }
 
@@ -90,7 +106,7 @@ pub(super) async fn verify_and_hold(
     context: &Context,
     moving: &Moving,
 ) -> Result<(VerifyReport, Client, Option<Held>), StepError> {
-    let verified = verify_at(context, moving, true).await?;
+    let verified = verify_at(context, moving, Manner::Stays).await?;
     Ok((verified.report, verified.client, verified.held))
 }
 
@@ -111,13 +127,14 @@ fn can_be_compared(record: &MoveRecord) -> Result<(), StepError> {
     Err(refuse(record, message, next))
 }
 
-async fn verify_at(context: &Context, moving: &Moving, stays: bool) -> Result<Verified, StepError> {
+async fn verify_at(context: &Context, moving: &Moving, manner: Manner) -> Result<Verified, StepError> {
     let record = moving.record();
     can_be_compared(&record)?;
     let _verifying = Verifying::begin(moving)?;
     // Whoever is about to move the writes goes by what is noted already.
     let in_use = super::lock(&moving.certificate).as_ref().is_some_and(Certificate::is_in_use);
-    let mut begun = super::lock(&moving.certificate).clone().filter(|begun| !stays && begun.is_begun());
+    let mut begun = super::lock(&moving.certificate).clone().filter(Certificate::is_begun);
+    begun.take_if(|_| manner != Manner::GoesOn);
     let target = context.target(&record)?;
     let tables = tables(context, moving, &target).await?;
     let began = Instant::now();
@@ -125,8 +142,9 @@ async fn verify_at(context: &Context, moving: &Moving, stays: bool) -> Result<Ve
         let changed = Arc::new(Changed::default());
         let why = match stand(context, moving, &target.url, (!in_use).then_some(&changed)).await? {
             Ok((source, client, held)) => {
-                let held = stays.then_some(held);
-                let mut certificate = from_here(moving, &tables, (&source, &client), begun.take(), &changed).await?;
+                let held = (manner == Manner::Stays).then_some(held);
+                let mut certificate =
+                    from_here(moving, &tables, (&source, &client), (begun.take(), &changed), &target.url).await?;
                 if !in_use {
                     *super::lock(&moving.certificate) = Some(certificate.clone());
                 }
@@ -150,10 +168,7 @@ async fn verify_at(context: &Context, moving: &Moving, stays: bool) -> Result<Ve
     *super::lock(&moving.differences) = Some(differences);
     let at = clock::unix_micros() - i64::try_from(certificate.age().as_micros()).unwrap_or_default();
     let certificate = match report.equal {
-        false => {
-            *super::lock(&moving.certificate) = None;
-            None
-        }
+        false => None,
         // Whoever uses the one that there is has it.
         true if in_use => super::lock(&moving.certificate).clone(),
         true => {
@@ -166,9 +181,14 @@ async fn verify_at(context: &Context, moving: &Moving, stays: bool) -> Result<Ve
     moving.update(&context.store, |record| {
         // Where the writes have moved meanwhile, somebody has gone by another one.
         if record.phase != Phase::Moved {
+            if proof.is_none() {
+                record.unproved();
+            }
             record.verified = proof;
         }
     })?;
+    // What was kept may have been taken up meanwhile.
+    super::lock(&moving.certificate).take_if(|_| !report.equal);
     let (equal, lsn) = (Some(report.equal), Some(report.lsn));
     moving.tell("verify", Detail { equal, lsn, differences: Some(differences), ..Detail::default() });
     Ok(Verified { report, certificate, client, held })
@@ -179,8 +199,8 @@ async fn from_here(
     moving: &Moving,
     tables: &[Compared],
     (source, client): (&HeldSnapshot, &Client),
-    begun: Option<Certificate>,
-    changed: &Arc<Changed>,
+    (begun, changed): (Option<Certificate>, &Arc<Changed>),
+    sink: &PgUrl,
 ) -> Result<Certificate, StepError> {
     let record = moving.record();
     let back = record.back.is_some();
@@ -191,15 +211,18 @@ async fn from_here(
     let Some(begun) = begun.filter(|begun| begun.changed().is_closed()) else {
         return Ok(Certificate::begin(changed, shapes));
     };
-    let mut still = HashSet::new();
-    if !recheck::writes_unseen(&both, back, (home, own)).await? {
-        for table in &both {
-            if table.is_still_equal((home, own), begun.changed()).await? {
-                still.insert(table.name());
-            }
+    // Not there where the snapshot is held: what a role may not do would end it.
+    let sink = client::connect(sink, "verify").await?;
+    let unseen = recheck::writes_unseen(&both, back, &sink).await?;
+    let (mut certificate, noted) = (begun.go_on(changed, shapes), begun.changed().tables());
+    for name in begun.tables().iter().map(|table| &table.table) {
+        let Some(table) = both.iter().find(|table| table.name() == *name) else { continue };
+        let read = certificate.tables().iter().any(|table| table.table == *name);
+        if read && (unseen || !table.is_still_equal((home, own), &noted).await?) {
+            certificate.drop(name);
         }
     }
-    Ok(begun.go_on(changed, shapes, |table| still.contains(table)))
+    Ok(certificate)
 }
 
 /// A table on both sides, each with its name and the condition for the rows that count.
@@ -298,7 +321,7 @@ async fn same_partitions(context: &Context, moving: &Moving, client: &Client) ->
 pub(super) async fn stand(
     context: &Context,
     moving: &Moving,
-    target: &schemas::url::PgUrl,
+    target: &PgUrl,
     changed: Option<&Arc<Changed>>,
 ) -> Result<Result<(HeldSnapshot, Client, Held), &'static str>, StepError> {
     let id = moving.record().id;

@@ -145,33 +145,19 @@ async fn assert_shut(source: &tokio_postgres::Client, tenant: &str) -> Result<()
 /// Invariant 9: what the schema draws before the flip, the database does not draw after it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schema_past_its_block_and_its_database_draw_different_values() -> Result<()> {
-    let folder = Scene::single(ClusterOptions::default()).await?;
-    let (here, go) = (folder.path().join("here"), folder.path().join("go"));
-    let hook = format!(
-        "hooks: {{before_cutover: [\"/bin/sh\", \"-c\", \"test -e {0} || exit 0; touch {1}; while test -e {0}; do sleep 0.1; done\"]}}\n",
-        go.display(),
-        here.display()
-    );
-    let stage = Stage::open_with("", &hook).await?;
+    let gate = Gate::new().await?;
+    let stage = Stage::open_with("", &gate.hook()).await?;
     let source = stage.scene.source_client().await?;
     stage.complete("1", "schema").await?;
     // Long ago it went past its block.
     source.batch_execute("SELECT setval('bid_1.writes_id_seq', 1500000)").await?;
     stage.carve("1", "database").await?;
-    std::fs::write(&go, "")?;
-    let cutover = tokio::spawn({
-        let config = stage.config.clone();
-        async move { cli(&config, &["cutover", "1"]).await }
-    });
-    until("the hook", SOON, async || {
-        ensure!(here.exists(), "it does not run yet");
-        Ok(())
-    })
-    .await?;
+    let cutover = gate.cut_over(&stage.config).await?;
     source.batch_execute("SET search_path = bid_1").await?;
     source.batch_execute(&ten_rows("bid_1", "1")).await?;
-    std::fs::remove_file(&go)?;
-    cutover.await??;
+    gate.open()?;
+    let said = cutover.await??;
+    ensure!(said.status.success(), "{said:?}");
     let target = stage.scene.target_client("bid_1").await?;
     let more = ten_rows("public", "1").replace("77, n", "77, 10 + n");
     target.batch_execute(&more).await.context("the tenant writes in its database")?;

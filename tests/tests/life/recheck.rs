@@ -8,8 +8,9 @@ use tests::wait::until;
 use tokio_postgres::Client;
 
 use super::clients::Clients;
-use super::{SOON, Stage};
-use crate::carve::phase;
+use super::{Gate, SOON, Stage};
+use crate::carve::{cli, phase};
+use crate::settle;
 
 /// Spoils what a lane writes into a row of `accounts`, once its kind is this one.
 pub fn spoil(kind: u32) -> String {
@@ -135,4 +136,44 @@ async fn what_is_too_much_for_the_pause_is_compared_in_rounds() -> Result<()> {
     let ledger = clients.stop().await?;
     ledger.assert_never_on_both_sides()?;
     stage.assert_equal("1", "database", &ledger).await
+}
+
+/// Who verifies while a cutover has compared both sides takes nothing from it; what it finds different stops the cutover.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verify_beside_a_cutover_takes_nothing_from_it() -> Result<()> {
+    let gate = Gate::new().await?;
+    let stage = Stage::open_with("", &gate.hook()).await?;
+    let source = stage.scene.source_client().await?;
+    source.batch_execute("INSERT INTO accounts VALUES (9999, 1, 1, 0)").await?;
+    stage.carve("1", "database").await?;
+    let target = stage.scene.target_client("bid_1").await?;
+    let asked = gate.cut_over(&stage.config).await?;
+    source.batch_execute("UPDATE accounts SET balance = balance + 1 WHERE bid = 1 AND id < 30").await?;
+    settle::drained(&stage.scene, &stage.daemon, "1").await?;
+    cli(&stage.config, &["verify", "1"]).await?;
+    gate.open()?;
+    let output = asked.await??;
+    let report: Value = serde_json::from_slice(&output.stdout).with_context(|| format!("{output:?}"))?;
+    let changed: i64 = source.query_one("SELECT count(*) FROM accounts WHERE bid = 1 AND id < 30", &[]).await?.get(0);
+    ensure!(report["rechecked_keys"] == changed, "what was noted for it is gone: {report}");
+
+    stage.json(&["rollback", "1"]).await?;
+    let asked = gate.cut_over(&stage.config).await?;
+    target.batch_execute(&spoil(5)).await?;
+    source.batch_execute("UPDATE accounts SET kind = 5 WHERE id = 9999").await?;
+    settle::drained(&stage.scene, &stage.daemon, "1").await?;
+    let found = binary::cli(&stage.config, &["verify", "1"]).await?;
+    ensure!(found.status.code() == Some(1), "{found:?}");
+    // The row is as it was again, but somebody has written there.
+    target.batch_execute(MEND).await?;
+    source.batch_execute("UPDATE accounts SET kind = 1 WHERE id = 9999").await?;
+    settle::drained(&stage.scene, &stage.daemon, "1").await?;
+    gate.open()?;
+    let output = asked.await??;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1) && said.contains("a `verify` has found differences"), "{output:?}");
+    let status = phase(&stage.daemon, "1", &["rolled_back", "ready"]).await?;
+    ensure!(status["isolation"] == "shared", "{status}");
+    stage.json(&["cutover", "1"]).await?;
+    Ok(())
 }

@@ -9,10 +9,17 @@ use super::super::apply::silence;
 use super::super::quote::table as qualified;
 use super::super::{Doing, Result};
 
-/// What holds the rows of each table, by its name as SQL: TRUNCATE and whatever rewrites it, and a partition that comes, goes or is put
-/// back, make it another.
+/// What holds the rows of each table, by its name as SQL: TRUNCATE and whatever rewrites it, a partition that comes, goes or is put
+/// back, a trigger that always fires, and an enum's label that is renamed, make it another.
 pub async fn files(client: &Client, tables: &[&TableName]) -> Result<HashMap<String, String>> {
-    let sql = "SELECT r.name, string_agg(format('%s %s %s', c.oid, c.relfilenode, i.xmin), ',' ORDER BY c.oid)
+    let sql = "SELECT r.name, string_agg(format('%s %s %s %s %s', c.oid, c.relfilenode, i.xmin,
+                        (SELECT string_agg(g.oid::text, ' ' ORDER BY g.oid) FROM pg_trigger g
+                          WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgenabled IN ('A', 'R')
+                            AND NOT starts_with(g.tgname, 'carveout_')),
+                        (SELECT string_agg(e.oid || e.enumlabel, ' ' ORDER BY e.oid)
+                           FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid
+                           JOIN pg_enum e ON e.enumtypid IN (y.oid, y.typelem, y.typbasetype)
+                          WHERE a.attrelid = c.oid AND NOT a.attisdropped)), ',' ORDER BY c.oid)
                  FROM (SELECT name, to_regclass(name) AS root FROM unnest($1::text[]) name) r
                  LEFT JOIN LATERAL pg_partition_tree(r.root) t ON true
                  JOIN pg_class c ON c.oid = coalesce(t.relid, r.root)
