@@ -172,3 +172,36 @@ async fn a_fence_without_its_lock_is_found_out() -> Result<()> {
     ensure!(!verdict.late.is_empty(), "nothing was noticed");
     Ok(())
 }
+
+/// Whoever has changed a fence's functions finds them as they were, and where nobody has, no session has to compile them anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn functions_are_made_anew_only_where_they_are_others() -> Result<()> {
+    let mut rig = Rig::open().await?;
+    let made = "SELECT string_agg(format('%s %s %s', proname, prosrc, prosecdef), ' ' ORDER BY proname),
+                       string_agg(oid || ' ' || xmin, ' ' ORDER BY proname)
+                  FROM pg_proc WHERE pronamespace = 'carveout'::regnamespace";
+    let mut seen: Option<(String, String)> = None;
+    for spoil in [
+        "SELECT",
+        "SELECT",
+        "DO $$ DECLARE f record; BEGIN
+           FOR f IN SELECT oid::regprocedure AS name, prosrc FROM pg_proc WHERE pronamespace = 'carveout'::regnamespace LOOP
+             EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS %L', f.name, 'BEGIN RETURN NULL; END');
+           END LOOP; END $$",
+        "DO $$ DECLARE f record; BEGIN
+           FOR f IN SELECT oid::regprocedure AS name FROM pg_proc WHERE pronamespace = 'carveout'::regnamespace LOOP
+             EXECUTE format('ALTER FUNCTION %s SECURITY INVOKER', f.name);
+           END LOOP; END $$",
+    ] {
+        rig.client.batch_execute(spoil).await?;
+        fence::install(&mut rig.client, &rig.fence, &rig.owned, PATIENCE).await?;
+        let row = rig.client.query_one(made, &[]).await?;
+        let (what, versions): (String, String) = (row.get(0), row.get(1));
+        if let Some((before, known)) = &seen {
+            ensure!(what == *before, "{spoil}: {what}");
+            ensure!((versions == *known) == (spoil == "SELECT"), "{spoil}: {versions}, and before {known}");
+        }
+        seen = Some((what, versions));
+    }
+    Ok(())
+}

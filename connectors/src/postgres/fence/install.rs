@@ -1,6 +1,6 @@
 //! The fence's functions and triggers: made table by table, each in a short transaction of its own.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use schemas::TableName;
@@ -23,8 +23,17 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
 pub async fn install(client: &mut Client, fence: &Fence, tables: &[Owned], patience: Duration) -> Result<()> {
     let row = fence.create(client).await?;
     let role: String = client.query_one("SELECT session_user::text", &[]).await.doing("name the role")?.get(0);
-    for (name, sql) in functions(fence, &Guard { row, role }, tables) {
-        client.batch_execute(&sql).await.doing(format!("make function carveout.{name}"))?;
+    let known = known_functions(client, row).await?;
+    for (name, body) in functions(fence, &Guard { row, role }, tables) {
+        // Where it is made anew, every session compiles it anew.
+        if known.get(&name) != Some(&body) {
+            let sql = format!(
+                "CREATE OR REPLACE FUNCTION carveout.{}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS {}",
+                ident(&name),
+                literal(&body)
+            );
+            client.batch_execute(&sql).await.doing(format!("make function carveout.{name}"))?;
+        }
     }
     let wanting: HashSet<String> = wanting(client, row, tables).await?.into_iter().collect();
     for owned in from_the_top(tables).iter().filter(|owned| wanting.contains(&owned.table.name.to_string())) {
@@ -128,6 +137,15 @@ fn names(row: Row) -> impl Iterator<Item = String> {
     ["insert", "update", "delete", "truncate"].into_iter().map(move |event| format!("carveout_{function}_{event}"))
 }
 
+/// The functions of a fence that are as they are made, with their texts.
+async fn known_functions(client: &Client, row: Row) -> Result<HashMap<String, String>> {
+    let sql = "SELECT p.proname::text, p.prosrc FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
+                WHERE p.pronamespace = to_regnamespace('carveout') AND starts_with(p.proname, $1) AND l.lanname = 'plpgsql'
+                  AND p.prosecdef AND p.provolatile = 'v' AND p.proconfig IS NULL AND p.proowner = current_user::regrole";
+    let rows = client.query_typed(sql, &[(&row.function(), Type::TEXT)]).await.doing("look at a fence")?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
 /// What a function knows beside the fence.
 struct Guard {
     row: Row,
@@ -135,16 +153,15 @@ struct Guard {
     role: String,
 }
 
-/// One function for tables that name the tenant and for TRUNCATE, and one for each of the others.
+/// One function for tables that name the tenant and for TRUNCATE, and one for each of the others: their names and texts.
 fn functions(fence: &Fence, guard: &Guard, tables: &[Owned]) -> Vec<(String, String)> {
     let row = guard.row;
-    let plain = (row.function(), function(fence, guard, &row.function(), ""));
+    let plain = (row.function(), body(fence, guard, ""));
     let others = from_the_top(tables).into_iter().filter(|owned| owned.depth() > 0).map(|owned| {
         let name = via_function(row, owned);
         let own = |row| owned.condition(row, &fence.tenant);
         let passes = format!("IF NOT (({}) OR ({})) THEN RETURN NULL; END IF;", own("NEW"), own("OLD"));
-        let sql = function(fence, guard, &name, &passes);
-        (name, sql)
+        (name, body(fence, guard, &passes))
     });
     let whole = tables.iter().filter_map(|owned| {
         let Path::Whole(Some(column)) = &owned.path else { return None };
@@ -156,8 +173,7 @@ fn functions(fence: &Fence, guard: &Guard, tables: &[Owned]) -> Vec<(String, Str
              MESSAGE = 'a row of another tenant', DETAIL = {}; END IF;",
             literal(&format!("all rows of {} are those of tenant {}", owned.table.name, fence.tenant.0))
         );
-        let sql = function(fence, guard, &name, &foreign);
-        Some((name, sql))
+                Some((name, body(fence, guard, &foreign)))
     });
     std::iter::once(plain).chain(others).chain(whole).collect()
 }
@@ -169,11 +185,11 @@ fn via_function(row: Row, owned: &Owned) -> String {
 /// VOLATILE, so that each statement in it sees what is committed by then. Without `SET search_path`, which would cost more
 /// than the rest: every name has its schema. The writer must not be able to touch the control row, so it runs as its owner.
 /// The move's own lane passes, whatever the state: its commits are held by its checkpoint's epoch.
-fn function(fence: &Fence, guard: &Guard, name: &str, passes: &str) -> String {
+fn body(fence: &Fence, guard: &Guard, passes: &str) -> String {
     let (lock_key, detail) = (guard.row.lock_key, literal(&format!("carveout move {}", fence.id)));
     let (role, lane) = (literal(&guard.role), literal(&fence.id.to_string()));
     let said = literal(&format!("tenant {} does not live here", fence.tenant.0));
-    let body = format!(
+    format!(
         "DECLARE s text;
 BEGIN
   IF session_user OPERATOR(pg_catalog.=) {role}
@@ -191,13 +207,8 @@ BEGIN
       DETAIL = {detail};
   END IF;
   RAISE EXCEPTION USING ERRCODE = '{REFUSED}', MESSAGE = {said}, DETAIL = {detail},
-    HINT = 'Look up carveout.tenant_routes and write there.';
+        HINT = 'Look up carveout.tenant_routes and write there.';
 END"
-    );
-    format!(
-        "CREATE OR REPLACE FUNCTION carveout.{}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS {}",
-        ident(name),
-        literal(&body)
     )
 }
 
