@@ -144,7 +144,7 @@ async fn verify_at(context: &Context, moving: &Moving, manner: Manner) -> Result
             Ok((source, client, held)) => {
                 let held = (manner == Manner::Stays).then_some(held);
                 let mut certificate =
-                    from_here(moving, &tables, (&source, &client), (begun.take(), &changed), &target.url).await?;
+                    from_here(context, moving, &tables, (&source, &client), (begun.take(), &changed)).await?;
                 if !in_use {
                     *super::lock(&moving.certificate) = Some(certificate.clone());
                 }
@@ -196,29 +196,30 @@ async fn verify_at(context: &Context, moving: &Moving, manner: Manner) -> Result
 
 /// What a comparison begins with at a position: nothing, or what is still good of one that was interrupted.
 async fn from_here(
+    context: &Context,
     moving: &Moving,
     tables: &[Compared],
     (source, client): (&HeldSnapshot, &Client),
     (begun, changed): (Option<Certificate>, &Arc<Changed>),
-    sink: &PgUrl,
 ) -> Result<Certificate, StepError> {
     let record = moving.record();
     let back = record.back.is_some();
-    let (home, own) = if back { (client, &source.client) } else { (&source.client, client) };
-    let both = recheck::both(&record, tables.to_vec(), own).await?;
-    let shapes = recheck::shapes(&both, (home, own)).await?;
+    let sides = |source, sink| if back { (sink, source) } else { (source, sink) };
+    // Not there where the snapshots are held: whoever looks at a table's partitions locks it, and what a role may not do would end it.
+    let (from, to) = (&context.config.source.url, context.target(&record)?);
+    let (from, to) = tokio::try_join!(client::connect(from, "verify"), client::connect(&to.url, "verify"))?;
+    let both = recheck::both(&record, tables.to_vec(), sides(&from, &to).1).await?;
+    let shapes = recheck::shapes(&both, sides(&from, &to)).await?;
     // A lane that began anew has not noted everything, nor ended that.
     let Some(begun) = begun.filter(|begun| begun.changed().is_closed()) else {
         return Ok(Certificate::begin(changed, shapes));
     };
-    // Not there where the snapshot is held: what a role may not do would end it.
-    let sink = client::connect(sink, "verify").await?;
-    let unseen = recheck::writes_unseen(&both, back, &sink).await?;
+    let unseen = recheck::writes_unseen(&both, back, &to).await?;
     let (mut certificate, noted) = (begun.go_on(changed, shapes), begun.changed().tables());
     for name in begun.tables().iter().map(|table| &table.table) {
         let Some(table) = both.iter().find(|table| table.name() == *name) else { continue };
         let read = certificate.tables().iter().any(|table| table.table == *name);
-        if read && (unseen || !table.is_still_equal((home, own), &noted).await?) {
+        if read && (unseen || !table.is_still_equal(sides(&source.client, client), &noted).await?) {
             certificate.drop(name);
         }
     }
