@@ -141,7 +141,7 @@ fn names(row: Row) -> impl Iterator<Item = String> {
 async fn known_functions(client: &Client, row: Row) -> Result<HashMap<String, String>> {
     let sql = "SELECT p.proname::text, p.prosrc FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
                 WHERE p.pronamespace = to_regnamespace('carveout') AND starts_with(p.proname, $1) AND l.lanname = 'plpgsql'
-                  AND p.prosecdef AND p.provolatile = 'v' AND p.proconfig IS NULL AND p.proowner = current_user::regrole";
+                  AND p.prosecdef AND p.provolatile = 'v' AND p.proconfig IS NULL AND pg_get_userbyid(p.proowner) = current_user";
     let rows = client.query_typed(sql, &[(&row.function(), Type::TEXT)]).await.doing("look at a fence")?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
