@@ -3,7 +3,8 @@
 //! A record is a cursor and a cache, never the only truth: positions are compared with the targets
 //! and the slot at every start.
 
-use std::collections::HashMap;
+mod proof;
+
 use std::fmt;
 use std::path::PathBuf;
 
@@ -11,8 +12,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Isolation;
-use crate::status::{TableReport, VerifyReport};
+use crate::status::VerifyReport;
 use crate::{Lsn, MoveId, Phase, TableName, TablePath, TenantId};
+pub use proof::{ChangedKeys, Kept, Proof};
 
 /// The layout of the records below; raised when one of them changes.
 const VERSION: u8 = 10;
@@ -148,49 +150,6 @@ pub struct MoveRecord {
     pub history: Vec<Milestone>,
     /// The move's end, once somebody has asked for it.
     pub completion: Option<Completion>,
-}
-
-/// Both sides were equal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Proof {
-    /// Unix time in microseconds.
-    pub at: i64,
-    /// Every table.
-    pub report: VerifyReport,
-    /// The writes have moved since: the position is one of the other stream.
-    pub carried: bool,
-}
-
-/// What a lane has changed since a comparison, for when it goes on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kept {
-    /// When the comparison began, as Unix time in microseconds.
-    pub at: i64,
-    /// Whether it has ended.
-    pub whole: bool,
-    /// Where the target stood: if it stands elsewhere, somebody has changed what nobody noted.
-    pub lsn: Lsn,
-    /// By a table's name at home: what it looked like there, and in the target.
-    pub shapes: HashMap<String, (String, String)>,
-    /// The tables that have been compared, and were equal.
-    pub tables: Vec<TableReport>,
-    /// The rows that have changed, by table; `None` where those may be any.
-    pub changed: Vec<(TableName, Option<ChangedKeys>)>,
-}
-
-/// Keys of one table, not shown.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChangedKeys {
-    /// What they are keys of.
-    pub columns: Vec<String>,
-    /// Their values, each behind a letter for its form.
-    pub names: Vec<Vec<Vec<u8>>>,
-}
-
-impl fmt::Debug for ChangedKeys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} keys of {:?}", self.names.len(), self.columns)
-    }
 }
 
 /// Something that happened to a move.

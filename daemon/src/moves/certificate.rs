@@ -60,7 +60,7 @@ impl Certificate {
     }
 
     /// What is noted does not say that this table is still equal.
-    pub fn drop(&mut self, name: &str) {
+    pub fn forget(&mut self, name: &str) {
         Arc::make_mut(&mut self.tables).retain(|table| table.table != name);
     }
 
@@ -78,7 +78,7 @@ impl Certificate {
     pub fn kept(&self, lsn: Lsn) -> Option<Kept> {
         let changed =
             self.changed.kept(MOST_KEPT).filter(|_| self.is_young() && (!self.whole || self.few_changed()))?;
-        let (at, whole) = (clock::unix_micros_at(self.at), self.whole);
+        let (at, whole) = (self.at(), self.whole);
         Some(Kept { at, whole, lsn, shapes: (*self.shapes).clone(), tables: (*self.tables).clone(), changed })
     }
 
@@ -115,9 +115,14 @@ impl Certificate {
         &self.changed
     }
 
-    /// The tables that have been compared.
-    pub fn tables(&self) -> &[TableReport] {
-        &self.tables
+    /// A table that has been compared.
+    pub fn table(&self, name: &str) -> Option<&TableReport> {
+        self.tables.iter().find(|table| table.table == name)
+    }
+
+    /// When the comparison began, as Unix time in microseconds.
+    pub fn at(&self) -> i64 {
+        clock::unix_micros_at(self.at)
     }
 
     /// How long ago the comparison began.
@@ -225,7 +230,7 @@ mod tests {
         let again = Certificate::of(when(3000), Lsn(7)).expect("a clock");
         assert!(!again.counts(), "no lane notes");
         let _lane = Arc::downgrade(again.changed());
-        assert!(again.counts_of(&certificate.shapes) && again.tables() == certificate.tables());
+        assert!(again.counts_of(&certificate.shapes) && again.tables == certificate.tables);
         assert!((3000..3060).contains(&again.age().as_secs()));
         assert!(Certificate::of(when(3600), Lsn(7)).expect("a clock").kept(Lsn(7)).is_none(), "it is old");
     }
@@ -248,10 +253,10 @@ mod tests {
         assert!(certificate.is_begun() && !certificate.counts());
         let seen = |notes| shapes(&[("accounts", 1), ("notes", notes), ("kinds", 1)]);
         let names =
-            |again: &Certificate| -> Vec<String> { again.tables().iter().map(|table| table.table.clone()).collect() };
+            |again: &Certificate| -> Vec<String> { again.tables.iter().map(|table| table.table.clone()).collect() };
         let mut again = certificate.go_on(&next, seen(1));
         assert_eq!(names(&again), ["accounts", "notes"]);
-        again.drop("accounts");
+        again.forget("accounts");
         assert_eq!(names(&again), ["notes"]);
         let mut again = certificate.go_on(&next, seen(2));
         assert_eq!(names(&again), ["accounts"], "another table of the same name");

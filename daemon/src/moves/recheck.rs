@@ -99,11 +99,7 @@ impl Recheck {
 
     /// How much there is to compare: keys, and rows of whole tables. Of reference tables nothing: their writers are not held.
     fn size(&self) -> (usize, u64) {
-        let rows = |table: &Both| {
-            let name = table.name();
-            let compared = self.certificate.tables().iter().find(|compared| compared.table == name);
-            compared.map_or(0, |compared| compared.source_rows)
-        };
+        let rows = |table: &Both| self.certificate.table(&table.name()).map_or(0, |compared| compared.source_rows);
         let mut size = (0, 0);
         for (name, keys) in self.certificate.changed().sizes() {
             match (self.tables.iter().find(|table| table.name == name && !table.reference), keys) {

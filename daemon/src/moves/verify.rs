@@ -22,7 +22,6 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::certificate::Certificate;
 use super::{Context, Moving, StepError, recheck};
-use crate::clock;
 use crate::lane::LaneCommand;
 
 /// How long to try for a snapshot at which the lane can stand.
@@ -166,7 +165,7 @@ async fn verify_at(context: &Context, moving: &Moving, manner: Manner) -> Result
     };
     let differences = report.tables.iter().map(|table| table.differences).sum();
     *super::lock(&moving.differences) = Some(differences);
-    let at = clock::unix_micros() - i64::try_from(certificate.age().as_micros()).unwrap_or_default();
+    let at = certificate.at();
     let certificate = match report.equal {
         false => None,
         // Whoever uses the one that there is has it.
@@ -216,11 +215,10 @@ async fn from_here(
     };
     let unseen = recheck::writes_unseen(&both, back, &to).await?;
     let (mut certificate, noted) = (begun.go_on(changed, shapes), begun.changed().tables());
-    for name in begun.tables().iter().map(|table| &table.table) {
-        let Some(table) = both.iter().find(|table| table.name() == *name) else { continue };
-        let read = certificate.tables().iter().any(|table| table.table == *name);
-        if read && (unseen || !table.is_still_equal(sides(&source.client, client), &noted).await?) {
-            certificate.drop(name);
+    for table in &both {
+        let (name, clients) = (table.name(), sides(&source.client, client));
+        if certificate.table(&name).is_some() && (unseen || !table.is_still_equal(clients, &noted).await?) {
+            certificate.forget(&name);
         }
     }
     Ok(certificate)
@@ -276,8 +274,7 @@ async fn compare_all(
     let lsn = source.wal_insert_lsn;
     let mut report = VerifyReport { tenant: record.tenant.clone(), lsn, equal: true, tables: Vec::new() };
     for Compared { shape, source: (left, of_tenant), target: (right, there), .. } in tables {
-        let name = shape.name.to_string();
-        if let Some(table) = certificate.tables().iter().find(|table| table.table == name) {
+        if let Some(table) = certificate.table(&shape.name.to_string()) {
             report.tables.push(table.clone());
             continue;
         }

@@ -188,6 +188,7 @@ impl Stage {
             }
         }
         if asked.is_finished() {
+            ensure!(asked.await??.status.success(), "it failed by itself");
             return Ok(false);
         }
         match by {

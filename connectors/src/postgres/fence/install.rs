@@ -13,10 +13,9 @@ use super::super::quote::{ident, literal, table as qualified};
 use super::super::{Doing, Error, Result};
 use super::{CLASS, Fence, LANE, LOCK_NOT_AVAILABLE, REFUSED, Row};
 
-/// How long one table's triggers may wait for its writers: others queue behind that. And behind the commit, which need not be on disk
-/// to let them go: whoever has put the fence around all tables commits once more, so that nothing is built upon what is not there.
-const HARDLY_IN_THE_WAY: &str = "SET LOCAL lock_timeout = '50ms'; SET LOCAL synchronous_commit = off";
-const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(100);
+/// How long one table's triggers wait for its writers at first: others queue behind that. Where transactions that overlap always take
+/// longer they would never come: as time goes by it is a tenth of what has passed. Between two attempts is twice as long.
+const HARDLY_IN_THE_WAY: Duration = Duration::from_millis(50);
 
 /// Puts the fence around the tables, or completes it. Those that other rows say the tenant of come last: their triggers cost
 /// every tenant's writers most. Tries each table for `patience`.
@@ -53,18 +52,20 @@ pub async fn install(client: &mut Client, fence: &Fence, tables: &[Owned], patie
 pub async fn remove(client: &mut Client, fence: &Fence, patience: Duration) -> Result<()> {
     let Some(row) = fence.read(client).await? else { return Ok(()) };
     let sql = "WITH ours AS (SELECT oid, proname FROM pg_proc WHERE pronamespace = to_regnamespace('carveout') AND proname ~ $1)
-         SELECT n.nspname::text, c.relname::text, string_agg(g.tgname::text, ',' ORDER BY g.tgname)
+         SELECT n.nspname::text, c.relname::text, c.relkind = 'p', array_agg(g.tgname::text ORDER BY g.tgname)
            FROM pg_trigger g JOIN ours o ON o.oid = g.tgfoid JOIN pg_class c ON c.oid = g.tgrelid
            JOIN pg_namespace n ON n.oid = c.relnamespace
           WHERE g.tgparentid = 0
-          GROUP BY 1, 2 ORDER BY max(o.proname) DESC, 1, 2";
+          GROUP BY 1, 2, 3 ORDER BY max(o.proname) DESC, 1, 2";
     let ours = format!("^{}(_[0-9]+)?$", row.function());
     for row in client.query(sql, &[&ours]).await.doing(fence.doing("look at"))? {
-        let (table, triggers): (_, String) =
-            (TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)), row.get(2));
-        let drop =
-            triggers.split(',').map(|name| format!("DROP TRIGGER IF EXISTS {} ON {}", ident(name), qualified(&table)));
-        at_leisure(client, &table, &drop.collect::<Vec<_>>().join("; "), patience).await?;
+        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        let at = qualified(&table);
+        // By itself it locks partitions before their parent, writers the other way round: none of them would get on.
+        let lock = if row.get(2) { format!("LOCK TABLE {at} IN ACCESS EXCLUSIVE MODE; ") } else { String::new() };
+        let triggers: Vec<String> = row.get(3);
+        let drop = triggers.iter().map(|name| format!("DROP TRIGGER IF EXISTS {} ON {at}", ident(name)));
+        at_leisure(client, &table, &(lock + &drop.collect::<Vec<_>>().join("; ")), patience).await?;
     }
     let functions =
         "SELECT proname::text FROM pg_proc WHERE pronamespace = to_regnamespace('carveout') AND proname ~ $1";
@@ -107,14 +108,16 @@ async fn at_leisure(client: &mut Client, table: &TableName, sql: &str, patience:
     let doing = || format!("change the fence around {table}");
     let began = Instant::now();
     loop {
-        let Err(error) =
-            client.batch_execute(&format!("BEGIN; {HARDLY_IN_THE_WAY}; {sql}; COMMIT")).await.doing(doing())
-        else {
+        let wait = HARDLY_IN_THE_WAY.max(began.elapsed() / 10);
+        // Others queue behind the commit too, which need not be on disk to let them go: whoever has put the fence around all
+        // tables commits once more, so that nothing is built upon what is not there.
+        let settings = format!("SET LOCAL lock_timeout = {}; SET LOCAL synchronous_commit = off", wait.as_millis());
+        let Err(error) = client.batch_execute(&format!("BEGIN; {settings}; {sql}; COMMIT")).await.doing(doing()) else {
             return Ok(());
         };
         client.batch_execute("ROLLBACK").await.doing(doing())?;
         match error.sqlstate() {
-            Some(LOCK_NOT_AVAILABLE) if began.elapsed() < patience => tokio::time::sleep(BETWEEN_ATTEMPTS).await,
+            Some(LOCK_NOT_AVAILABLE) if began.elapsed() < patience => tokio::time::sleep(2 * wait).await,
             Some(LOCK_NOT_AVAILABLE) => {
                 let why = "a transaction that has written it stays open; end it, or try again at a quieter time";
                 return Err(Error::connection(doing(), why));
@@ -173,7 +176,7 @@ fn functions(fence: &Fence, guard: &Guard, tables: &[Owned]) -> Vec<(String, Str
              MESSAGE = 'a row of another tenant', DETAIL = {}; END IF;",
             literal(&format!("all rows of {} are those of tenant {}", owned.table.name, fence.tenant.0))
         );
-                Some((name, body(fence, guard, &foreign)))
+        Some((name, body(fence, guard, &foreign)))
     });
     std::iter::once(plain).chain(others).chain(whole).collect()
 }
