@@ -34,6 +34,11 @@ impl Figures {
         self.0.get(rank.max(1) - 1).copied().unwrap_or(f64::NAN)
     }
 
+    /// How many exceed that.
+    pub fn above(&self, most: f64) -> f64 {
+        self.0.iter().filter(|figure| **figure > most).count() as f64
+    }
+
     /// A line of a table: how many, smallest, median, p99, largest.
     pub fn line(&self, what: &str) -> String {
         let [min, median, p99, max] = [0.0, 50.0, 99.0, 100.0].map(|percent| self.percentile(percent));

@@ -60,7 +60,7 @@ pub fn print(flips: &[Flip], mut written: Vec<Written>, mut others: Vec<Written>
     println!("{}", Window::latencies(&busy, &written).line("the tenant's writes, during cutovers"));
     println!("{}", Window::latencies(&quiet, &written).line("  without"));
     of_others(flips, &pauses, &others);
-    others_by_step(flips, &others);
+    others_by_step(flips, &others, stolen);
     others_by_stretch(flips, &others, stolen);
 
     println!("\nkeys compared again in the pause: {}", counted(&number(flips, "rechecked_keys")?));
@@ -178,22 +178,33 @@ fn others_by_stretch(flips: &[Flip], written: &[Written], stolen: &Stolen) {
     }
 }
 
-/// What others notice of each step; the first one begins when the flip is asked for.
-fn others_by_step(flips: &[Flip], written: &[Written]) {
+/// What others notice of each step, where the machine was undisturbed; the first one begins when the flip is asked for. And where
+/// the slowest hundredth of their writes falls, of each flip.
+fn others_by_step(flips: &[Flip], written: &[Written], stolen: &Stolen) {
     let mut windows: HashMap<&str, Vec<Window>> = HashMap::new();
-    for flip in flips {
+    let mut slow: HashMap<&str, f64> = HashMap::new();
+    for flip in flips.iter().filter(|flip| stolen.percent(&flip.busy).is_some_and(|part| part < MOST_STOLEN)) {
+        let most = Window::latencies(&[flip.busy], written).percentile(99.0);
+        let mut add = |step, from, to| {
+            let window = Window { from, to };
+            windows.entry(step).or_default().push(window);
+            *slow.entry(step).or_default() += Window::latencies(&[window], written).above(most);
+        };
         let mut from = flip.busy.from;
         for took in flip.report["steps"].as_array().into_iter().flatten() {
             let to = from + Duration::from_secs_f64(took["ms"].as_f64().unwrap_or_default() / 1e3);
             let step = STEPS.iter().find(|step| took["step"] == **step);
-            windows.entry(step.copied().unwrap_or("something else")).or_default().push(Window { from, to });
+            add(step.copied().unwrap_or("something else"), from, to);
             from = to;
         }
-        windows.entry("afterwards").or_default().push(Window { from, to: flip.busy.to });
+        add("afterwards", from, flip.busy.to);
     }
+    let all: f64 = slow.values().sum();
+    println!("\nother tenants' writes by step, undisturbed; and the part of their slowest hundredth");
     for step in STEPS.into_iter().chain(["something else", "afterwards"]) {
         if let Some(windows) = windows.get(step) {
-            println!("{}", Window::latencies(windows, written).line(&format!("  {step}")));
+            let line = Window::latencies(windows, written).line(&format!("  {step}"));
+            println!("{line} {:>5.1} %", slow[step] * 100.0 / all);
         }
     }
 }
