@@ -55,8 +55,14 @@ pub struct Flip {
     pub busy: Window,
     /// As long, and nothing was asked; after some.
     pub quiet: Option<Window>,
-    /// As long, nothing was asked, but the tenant's clients stopped where a flip would have been; after some.
-    pub stalled: Option<Window>,
+    /// As long, nothing was asked, but the tenant's clients stopped where a flip would have been, and whether they kept their
+    /// sessions; after some.
+    pub stalled: Option<(Window, bool)>,
+}
+
+/// Two flips without sessions on the other side, two with them.
+fn keeps_sessions(flip: u32) -> bool {
+    flip % 4 >= 2
 }
 
 struct Stage {
@@ -77,6 +83,7 @@ pub async fn run() -> Result<()> {
     );
     let stage = Stage::open(tenant, to).await?;
     let (clients, others) = stage.clients().await?;
+    clients.keep_sessions(keeps_sessions(0));
     let stolen = Stolen::watch();
     tokio::time::sleep(WARM_UP).await;
     let mut done = Vec::new();
@@ -152,9 +159,7 @@ impl Stage {
 
     /// One cutover or rollback, and after each third one a stretch of the same length without; or why it was refused.
     async fn flip(&self, number: u32, clients: &Clients) -> Result<Result<Flip, String>> {
-        // Two with sessions that are there, two without.
-        let kept = number % 4 < 2;
-        clients.keep_sessions(kept);
+        let kept = keeps_sessions(number);
         let is_rollback = self.status().await?["isolation"] != "shared";
         let from = Instant::now();
         let answer = self.ask(if is_rollback { "rollback" } else { "cutover" }, &json!({})).await?;
@@ -172,18 +177,23 @@ impl Stage {
             tokio::time::sleep(SETTLE).await;
             let (from, done) = (Instant::now(), clients.done());
             if number / 6 % 2 == 1 {
-                clients.keep_sessions(number / 12 % 2 == 1);
+                let kept = number / 12 % 2 == 1;
+                clients.keep_sessions(kept);
                 tokio::time::sleep(busy.length() - AFTERMATH).await;
                 clients.stall(STALL);
                 tokio::time::sleep(AFTERMATH).await;
-                stalled = Some(Window { from, to: Instant::now() });
+                stalled = Some((Window { from, to: Instant::now() }, kept));
             } else {
                 tokio::time::sleep(busy.length()).await;
                 quiet = Some(Window { from, to: Instant::now() });
             }
             ensure!(clients.done() > done, "the clients do not get on");
         }
-
+        let keeps = keeps_sessions(number + 1);
+        clients.keep_sessions(keeps);
+        if keeps != kept {
+            tokio::time::sleep(SETTLE).await;
+        }
         let epoch = report["route"]["epoch"].as_i64().context("the report has no epoch")?;
         if number % 50 == 49 {
             eprintln!("{} flips, the last one took {answered:.1?}", number + 1);

@@ -64,7 +64,7 @@ struct Shared {
     next: AtomicU64,
     done: AtomicU64,
     stop: AtomicBool,
-    /// Whether a session on the side where the tenant does not live is kept.
+    /// Whether there is a session on the side where the tenant does not live, too.
     keep: AtomicBool,
     /// Until when nothing is sent, in microseconds since it began.
     stalled: AtomicU64,
@@ -98,7 +98,7 @@ impl Clients {
         Ok(())
     }
 
-    /// Whether sessions on the side where the tenant does not live are kept, as a pool per place would.
+    /// Whether there are sessions where the tenant does not live, too, as a pool per place has them; once it has lived there.
     pub fn keep_sessions(&self, keep: bool) {
         self.shared.keep.store(keep, Ordering::Relaxed);
     }
@@ -128,6 +128,7 @@ impl Shared {
         let mut ledger = Ledger::default();
         // In the shared tables, and elsewhere.
         let mut sessions: [Option<Client>; 2] = [None, None];
+        let mut routes: [Option<Route>; 2] = [None, None];
         let interval = Duration::from_secs(1) / self.tenant.rate;
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -146,8 +147,13 @@ impl Shared {
             let written = loop {
                 let route = self.resolver.route();
                 let (here, other) = (usize::from(!route.is_shared()), usize::from(route.is_shared()));
-                if !self.keep.load(Ordering::Relaxed) {
-                    sessions[other] = None;
+                routes[here] = Some(route.clone());
+                match &routes[other] {
+                    _ if !self.keep.load(Ordering::Relaxed) => sessions[other] = None,
+                    Some(place) if sessions[other].is_none() => {
+                        sessions[other] = Some(self.resolver.connect(place).await?)
+                    }
+                    _ => {}
                 }
                 if self.write(&mut sessions[here], &route, number).await? {
                     break Written { due, told: Instant::now(), epoch: route.epoch };

@@ -117,9 +117,13 @@ fn quiet(flips: &[Flip]) -> Vec<Window> {
     flips.iter().filter_map(|flip| flip.quiet).collect()
 }
 
+fn stalled(flips: &[Flip], of: &dyn Fn(bool) -> bool) -> Vec<Window> {
+    flips.iter().filter_map(|flip| flip.stalled).filter(|(_, kept)| of(*kept)).map(|(window, _)| window).collect()
+}
+
 fn of_others(flips: &[Flip], pauses: &[Pause], written: &[Written]) {
     let [busy, quiet] = [busy(flips), quiet(flips)];
-    let stalled: Vec<Window> = flips.iter().filter_map(|flip| flip.stalled).collect();
+    let stalled = stalled(flips, &|_| true);
     // From where the tenant's clients stopped, and from a flip's last acknowledgement, for as long.
     let stalls: Vec<Window> =
         stalled.iter().map(|window| Window { from: window.to - AFTERMATH, to: window.to }).collect();
@@ -147,11 +151,13 @@ fn of_others(flips: &[Flip], pauses: &[Pause], written: &[Written]) {
 
 /// Each stretch by itself: a stall of the machine falls into one of them, and those are left out that were stolen from.
 fn others_by_stretch(flips: &[Flip], written: &[Written], stolen: &Stolen) {
-    let stalled: Vec<Window> = flips.iter().filter_map(|flip| flip.stalled).collect();
+    let flips_of = |kept| flips.iter().filter(|flip| flip.kept == kept).map(|flip| flip.busy).collect::<Vec<_>>();
     let kinds = [
-        (busy(flips), "cutovers"),
         (quiet(flips), "stretches without"),
-        (stalled, "stretches without, but its clients stop"),
+        (flips_of(true), "cutovers, with sessions there"),
+        (stalled(flips, &|kept| kept), "  without, but its clients stop"),
+        (flips_of(false), "cutovers, with sessions to be made"),
+        (stalled(flips, &|kept| !kept), "  without, its clients stop and make theirs"),
     ];
     println!(
         "\n{:<44} {:>7} {:>9} {:>9} {:>9}",
