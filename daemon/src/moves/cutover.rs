@@ -5,29 +5,25 @@
 //! nothing else, to know how to go on.
 
 mod after;
+mod sides;
+mod switch;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use connectors::postgres::fence::{self, End, Fence, Held};
-use connectors::postgres::policy::{Owned, Path};
-use connectors::postgres::{client, control, snapshot};
+use schemas::Phase;
 use schemas::phase::Event;
-use schemas::record::{Fault, MoveRecord, Proof};
-use schemas::status::{CutoverReport, Route, StepReport};
-use schemas::url::PgUrl;
-use schemas::{Lsn, Phase};
-use tokio::sync::oneshot;
+use schemas::record::{Fault, MoveRecord};
+use schemas::status::CutoverReport;
 
 use super::recheck::Recheck;
-use super::reverse::{self, Reverse};
 use super::{Context, Moving, StepError, driver, hooks, sequences};
-use crate::lane::LaneCommand;
 use crate::stop;
 pub use after::resolve;
 pub(super) use after::{clear_up, fence_for_a_return, remove_fence, shut_target, take_away};
-use after::{finish, released};
+pub use sides::route;
+use switch::{Steps, Switch};
 
 /// How long to try to put the fence around one table.
 const FENCE_PATIENCE: Duration = Duration::from_secs(5);
@@ -40,27 +36,6 @@ const TURN_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The code of a refusal that names rows by their keys.
 pub const NOT_EQUAL: &str = "not_equal";
-
-/// How long each step takes.
-struct Steps {
-    since: Instant,
-    took: Vec<StepReport>,
-}
-
-impl Steps {
-    fn begin() -> Steps {
-        Steps { since: Instant::now(), took: Vec::new() }
-    }
-
-    fn took(&mut self, step: &str) {
-        let since = std::mem::replace(&mut self.since, Instant::now());
-        self.took.push(StepReport { step: step.to_owned(), ms: millis(since.elapsed()) });
-    }
-}
-
-fn millis(time: Duration) -> f64 {
-    (time.as_secs_f64() * 1e6).round() / 1e3
-}
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,66 +74,6 @@ impl Wish {
             Wish::CutOver | Wish::Rehearse => ("before_cutover", "after_cutover"),
         }
     }
-}
-
-/// One end of a move, as the cutover sees it.
-struct Side {
-    url: PgUrl,
-    fence: Fence,
-    tables: Vec<Owned>,
-    isolation: &'static str,
-    database: String,
-    schema: Option<String>,
-}
-
-impl Side {
-    /// The route of a tenant that lives here.
-    fn route(&self, record: &MoveRecord, epoch: i64) -> Route {
-        Route {
-            tenant: record.tenant.clone(),
-            isolation: self.isolation.to_owned(),
-            database: self.database.clone(),
-            schema: self.schema.clone(),
-            url: self.url.redacted(),
-            state: "open".to_owned(),
-            epoch,
-        }
-    }
-}
-
-/// Source and target of a move.
-async fn sides(context: &Context, moving: &Moving) -> Result<(Side, Side), StepError> {
-    let record = moving.record();
-    let (source, target) = ends(context, &record)?;
-    let own = reverse::own_tables(context, moving).await?.into_iter().map(|(_, owned)| owned).collect();
-    Ok((Side { tables: context.read_by(&record).await?, ..source }, Side { tables: own, ..target }))
-}
-
-/// The same without the tables.
-fn ends(context: &Context, record: &MoveRecord) -> Result<(Side, Side), StepError> {
-    let lives = if record.returning { End::Target } else { End::Source };
-    let fence = |end| Fence { id: record.id, owner: context.state.clone(), tenant: record.tenant.clone(), end, lives };
-    let (target, url) = (context.target(record)?, context.config.source.url.clone());
-    let (isolation, tables) = (if record.schema.is_some() { "schema" } else { "database" }, Vec::new());
-    let source = Side {
-        database: url.database().unwrap_or_default().to_owned(),
-        url,
-        fence: fence(End::Source),
-        tables: Vec::new(),
-        isolation: record.home(),
-        schema: record.from.as_ref().map(|stage| stage.schema.clone()),
-    };
-    let (database, schema) = (target.database, target.schema);
-    Ok((source, Side { url: target.url, fence: fence(End::Target), tables, isolation, database, schema }))
-}
-
-/// Where the tenant lives, as far as this daemon knows.
-pub fn route(context: &Context, moving: &Moving) -> Result<Route, StepError> {
-    let record = moving.record();
-    let (source, target) = ends(context, &record)?;
-    let lives = if record.phase.lives_in_target() { target } else { source };
-    let moves = matches!(record.phase, Phase::CuttingOver | Phase::RollingBack);
-    Ok(Route { state: if moves { "moving" } else { "open" }.to_owned(), ..lives.route(&record, record.epoch) })
 }
 
 /// Moves the tenant's writes, or shows how long that would take. They wait for at most `max_pause`; whatever stands in the way,
@@ -299,281 +214,6 @@ async fn prepared(
     done
 }
 
-/// The lane back, fit to move the writes by.
-fn way_back(moving: &Moving, validates: bool) -> Result<Arc<Reverse>, StepError> {
-    let record = moving.record();
-    let reverse = moving.reverse().ok_or_else(|| no_way_back(&record))?;
-    if let Some(fault) = reverse.moving.record().fault {
-        return Err(not_ready(
-            &record,
-            &format!("the lane back stands at {}: {}", fault.object, fault.message),
-            &fault.next,
-        ));
-    }
-    if reverse.moving.record().unproved_skip().is_some() && !validates {
-        let next = "mend the source, then `carveout verify`";
-        return Err(not_ready(
-            &record,
-            "a transaction was left out of the source, and no clean verify has come after it",
-            next,
-        ));
-    }
-    Ok(reverse)
-}
-
-/// The forward lane is opened anew: what the lane back has written until the flip, its target has.
-async fn forward_again(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
-    driver::close_lane(context, moving).await?;
-    // No record says any more that the lane held anything.
-    if !context.pipeline.recorded().await? {
-        return Err(not_ready(&moving.record(), "the source does not stream", "carveout status"));
-    }
-
-    let tables = context.read_by(&moving.record()).await?;
-    driver::open_lane(context, moving, &tables).await
-}
-
-/// Moving the writes from one side to the other.
-struct Switch<'a> {
-    context: &'a Arc<Context>,
-    moving: &'a Arc<Moving>,
-    wish: Wish,
-    max_pause: Duration,
-    /// What brings the changes there.
-    lane: (Arc<Context>, Arc<Moving>),
-    /// The lane back; `None`: it is the move's own, or there will be none.
-    next: Option<Arc<Reverse>>,
-    from: Side,
-    to: Side,
-    /// Of a rollback: those that the source goes on with.
-    sequences: Option<tokio::sync::Mutex<sequences::Sides>>,
-    /// What is compared once more; `None` where nothing is.
-    recheck: Option<Recheck>,
-}
-
-impl<'a> Switch<'a> {
-    /// Opens the lane that runs afterwards.
-    async fn prepare(
-        context: &'a Arc<Context>,
-        moving: &'a Arc<Moving>,
-        wish: Wish,
-        max_pause: Duration,
-    ) -> Result<Switch<'a>, StepError> {
-        let (source, target) = sides(context, moving).await?;
-        let config = &context.config.tenant_strategy.migration_config;
-        if wish == Wish::RollBack {
-            let reverse = way_back(moving, config.validation_enabled)?;
-            forward_again(context, moving).await?;
-            let lane = (Arc::clone(&reverse.context), Arc::clone(&reverse.moving));
-            let sequences = Some(tokio::sync::Mutex::new(sequences::sides(context, moving).await?));
-            let (from, to) = (target, source);
-            return Ok(Switch {
-                context,
-                moving,
-                wish,
-                max_pause,
-                lane,
-                next: None,
-                from,
-                to,
-                sequences,
-                recheck: None,
-            });
-        }
-        take_away(context, moving, false).await?;
-        moving.update(&context.store, |record| record.fenced = true)?;
-        let next = match config.rollback_enabled || moving.record().returning {
-            true => Some(reverse::open(context, moving, Phase::Following).await?),
-            false => None,
-        };
-        let (lane, from, to) = ((Arc::clone(context), Arc::clone(moving)), source, target);
-        Ok(Switch { context, moving, wish, max_pause, lane, next, from, to, sequences: None, recheck: None })
-    }
-
-    async fn run(&mut self, mut steps: Steps) -> Result<CutoverReport, StepError> {
-        let (context, moving) = (self.context, self.moving);
-        let record = moving.record();
-        let mut here = self.fenced(&self.from).await?;
-        let there = self.fenced(&self.to).await?;
-        if let Some((context, moving)) = self.next() {
-            let next = moving.record();
-            control::create_checkpoint(&mut here, next.id, &next.tenant, &context.origin()).await?;
-        }
-        steps.took("fence");
-        self.narrow(&mut steps).await?;
-        let row = self.from.fence.read(&here).await?.filter(|row| row.open);
-        let epoch = row.ok_or_else(|| not_ready(&record, "its fence is shut", "carveout status"))?.epoch;
-        // What the flip raises is known before it can be.
-        let event = self.wish.event();
-        if let Some(event) = event {
-            moving.advance_with(&context.store, event, |record| record.epoch = epoch)?;
-        }
-        let other = self.to.fence.connect(&self.to.url).await?;
-        let held = self.from.fence.hold(&self.from.url, self.max_pause, HOLD_PATIENCE).await;
-        let held = match held {
-            Ok(held) => held,
-            Err(error) => {
-                // Nobody can have flipped what was never held.
-                if event.is_some() {
-                    released(context, moving).await?;
-                }
-                return Err(busy(&record, error));
-            }
-        };
-        steps.took("hold");
-        let pause = Instant::now();
-        let within = async {
-            let guarded = async { self.guarded(self.to.fence.wanting(&there, &self.to.tables).await?) };
-            let ((), lsn) = tokio::try_join!(guarded, self.drained(&held, &here, &mut steps))?;
-            let rechecked = self.behind_the_fence(&here, &there, &mut steps).await?;
-            // Who came there before this was refused, who comes from now on waits: nobody is answered there for what was sent while
-            // the others could still hear of what they had written here.
-            let other = self.to.fence.hold_by(other, self.max_pause + MARGIN, self.max_pause).await?;
-            Ok::<_, StepError>((lsn, rechecked, other))
-        };
-        let drained = tokio::time::timeout(self.max_pause, within).await;
-        let over = || {
-            let why = format!(
-                "the other side was not there within {} ms; the writers were let go",
-                self.max_pause.as_millis()
-            );
-            not_ready(&record, &why, "try again when the tenant is less busy, or with a longer --max-pause")
-        };
-        let (lsn, rechecked_keys, route) = match drained {
-            Ok(Ok((lsn, rechecked, other))) if event.is_some() => {
-                let route = self.to.route(&record, epoch + 1);
-                held.turn(false, &route).await?;
-                steps.took("flip");
-                other.turn(true, &route).await?;
-                steps.took("open");
-                (lsn, rechecked, route)
-            }
-            drained => {
-                let was_held = held.release().await;
-                steps.took("release");
-                let (lsn, rechecked, _) = drained.map_err(|_| over())??;
-                // Whoever was let go by the server before may have written since.
-                was_held.map_err(|_| over())?;
-                (lsn, rechecked, self.from.route(&record, epoch))
-            }
-        };
-        let pause_ms = millis(pause.elapsed());
-        let verified_s_ago = self.recheck.as_ref().map(|recheck| recheck.age().as_secs());
-        if event.is_some() {
-            self.flipped(pause.elapsed())?;
-        }
-        let (tenant, verified, steps) = (record.tenant, verified_s_ago.is_some(), steps.took);
-        Ok(CutoverReport { tenant, lsn, pause_ms, verified, verified_s_ago, rechecked_keys, route, steps })
-    }
-
-    /// Both sides were equal at the flip, so what was compared goes on to count: the lane that runs now notes what it changes.
-    fn flipped(&mut self, pause: Duration) -> Result<(), StepError> {
-        *super::lock(&self.lane.1.certificate) = None;
-        let proof = self.lane.1.record().verified.map(|proof| Proof { carried: true, ..proof });
-        if let Some((context, next)) = self.next() {
-            next.update(&context.store, |record| (record.verified, record.noted) = (proof, None))?;
-        }
-        if let (Some(recheck), Some((_, next))) = (self.recheck.take(), self.next()) {
-            next.begin_certified(recheck.carried());
-        }
-        finish(self.context, self.moving, Some(pause))
-    }
-
-    /// Few keys are left for the pause.
-    async fn narrow(&mut self, steps: &mut Steps) -> Result<(), StepError> {
-        if let Some(recheck) = &mut self.recheck
-            && recheck.narrow(&self.lane.0, &self.lane.1).await? > 0
-        {
-            steps.took("rounds");
-        }
-        Ok(())
-    }
-
-    /// What brings changes the other way afterwards.
-    fn next(&self) -> Option<(&Arc<Context>, &Arc<Moving>)> {
-        match &self.next {
-            Some(reverse) => Some((&reverse.context, &reverse.moving)),
-            None => (self.wish == Wish::RollBack).then_some((self.context, self.moving)),
-        }
-    }
-
-    /// A connection to a side that has its fence.
-    async fn fenced(&self, side: &Side) -> Result<connectors::postgres::Client, StepError> {
-        let record = self.moving.record();
-        let mut client = client::connect(&side.url, &format!("fence {}", record.id)).await?;
-        control::setup(&mut client).await?;
-        fence::install(&mut client, &side.fence, &side.tables, FENCE_PATIENCE)
-            .await
-            .map_err(|error| busy(&record, error))?;
-        Ok(client)
-    }
-
-    /// No trigger of a fence is missing.
-    fn guarded(&self, wanting: Vec<String>) -> Result<(), StepError> {
-        let Some(table) = wanting.first() else { return Ok(()) };
-        let why = format!("a trigger of the fence around {table} is missing or disabled");
-        Err(not_ready(&self.moving.record(), &why, "find out who changes triggers, then try again"))
-    }
-
-    /// While the writers wait: the other side gets all that they wrote. That the fence was whole is seen before the barrier:
-    /// whoever enables a trigger waits for those who wrote without it, so none of them commits behind the barrier.
-    async fn drained(
-        &self,
-        held: &Held,
-        here: &connectors::postgres::Client,
-        steps: &mut Steps,
-    ) -> Result<Lsn, StepError> {
-        self.guarded(held.wanting(&self.from.tables).await?)?;
-        let lsn = held.barrier(here).await?;
-        steps.took("barrier");
-        drain(&self.lane.1, lsn).await?;
-        steps.took("drain");
-        Ok(lsn)
-    }
-
-    /// When the other side has all: it is compared, and the lane that runs afterwards gets its beginning.
-    async fn behind_the_fence(
-        &self,
-        here: &connectors::postgres::Client,
-        there: &connectors::postgres::Client,
-        steps: &mut Steps,
-    ) -> Result<u64, StepError> {
-        let mut rechecked = 0;
-        if let Some(recheck) = &self.recheck {
-            rechecked = recheck.last(&self.lane.0, &self.lane.1).await?;
-            steps.took("recheck");
-        }
-        if let Some(sides) = &self.sequences {
-            sequences::hand_back(self.moving, &mut *sides.lock().await).await?;
-            steps.took("sequences");
-        }
-        if let Some((_, moving)) = self.next() {
-            let (snapshot, wal_insert_lsn) = snapshot::shown(there).await?;
-            let next = moving.record();
-            let references = self.to.tables.iter().filter(|owned| matches!(owned.path, Path::Reference));
-            let begins = control::Beginning {
-                id: next.id,
-                tables: &next.tables,
-                again: references.map(|owned| owned.table.name.clone()).collect(),
-                snapshot,
-                wal_insert_lsn,
-            };
-            control::begin_lane(here, begins).await?;
-        }
-        steps.took("begin");
-        Ok(rechecked)
-    }
-}
-
-/// Waits until the lane's sink holds everything before the barrier.
-async fn drain(moving: &Moving, barrier: Lsn) -> Result<(), StepError> {
-    let lost = || not_ready(&moving.record(), "its lane is not running", "carveout status");
-    let commands = moving.lane().ok_or_else(lost)?;
-    let (done, drained) = oneshot::channel();
-    commands.send(LaneCommand::Drain { until: barrier, done }).await.map_err(|_| lost())?;
-    drained.await.map_err(|_| lost())
-}
-
 /// Why the lane back cannot be asked.
 pub fn no_way_back(record: &MoveRecord) -> StepError {
     match record.reverse {
@@ -589,12 +229,4 @@ pub fn no_way_back(record: &MoveRecord) -> StepError {
 
 pub(super) fn not_ready(record: &MoveRecord, why: &str, next: &str) -> StepError {
     StepError::Fault(Fault::new("not_ready", record.id.to_string(), why, next))
-}
-
-/// What stands in the way for now is an answer; the rest is an error.
-fn busy(record: &MoveRecord, error: connectors::postgres::Error) -> StepError {
-    match error.sqlstate() {
-        None if error.may_pass() => not_ready(record, &error.to_string(), "try again"),
-        _ => error.into(),
-    }
 }

@@ -10,7 +10,8 @@ use schemas::phase::Event;
 use schemas::record::{Fault, MoveRecord};
 
 use super::super::{Context, Moving, StepError, driver, lock, reverse};
-use super::{FENCE_PATIENCE, HOLD_PATIENCE, MARGIN, ends, not_ready, sides};
+use super::sides::{ends, sides};
+use super::{FENCE_PATIENCE, HOLD_PATIENCE, MARGIN, not_ready};
 
 /// Between two tries to take away what a cutover left.
 const AGAIN: Duration = Duration::from_secs(5);
