@@ -4,6 +4,7 @@
 mod judge;
 mod writers;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +18,7 @@ use schemas::url::PgUrl;
 use schemas::{MoveId, TenantId};
 use tests::scene::{Configuration, Scene};
 use tests::seed;
+use tests::wait::until;
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
@@ -210,11 +212,11 @@ async fn functions_are_made_anew_only_where_they_are_others() -> Result<()> {
 /// There is never a moment without an open transaction of the tenant: its fence comes all the same, it is held, and it goes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn writers_whose_transactions_overlap_for_ever_are_held_too() -> Result<()> {
-    const LONG: &str = "BEGIN; INSERT INTO events VALUES (7, nextval('ids'), 0); SELECT pg_sleep(0.2); COMMIT";
-    const FOR_A_CUTOVER: Duration = Duration::from_secs(5);
+    const LONG: &str = "BEGIN; INSERT INTO events VALUES (7, nextval('ids'), 0);
+                        SELECT pg_sleep(0.12 + random() * 0.06); COMMIT";
     let mut rig = Rig::open().await?;
     let mut writers = JoinSet::new();
-    for _ in 0..12 {
+    for _ in 0..8 {
         let client = rig.scene.source_client().await?;
         writers.spawn(async move {
             loop {
@@ -223,18 +225,63 @@ async fn writers_whose_transactions_overlap_for_ever_are_held_too() -> Result<()
                 }
             }
         });
-        tokio::time::sleep(Duration::from_millis(15)).await;
     }
+    let watcher = rig.scene.source_client().await?;
+    // Those who have been held go on at once: until they do not end at once any more.
+    let overlap = async || {
+        let open = "SELECT count(*), coalesce(max(clock_timestamp() - xact_start) - min(clock_timestamp() - xact_start) > '80ms', false)
+                      FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND state = 'active' AND pid <> pg_backend_pid()";
+        until("transactions that overlap", PATIENCE, async || {
+            let row = watcher.query_one(open, &[]).await?;
+            ensure!(row.get::<_, i64>(0) == 8 && row.get(1), "they begin together: {row:?}");
+            Ok(())
+        })
+        .await
+    };
+    overlap().await?;
     let began = Instant::now();
-    fence::install(&mut rig.client, &rig.fence, &rig.owned, FOR_A_CUTOVER).await?;
+    fence::install(&mut rig.client, &rig.fence, &rig.owned, PATIENCE).await?;
     let installed = began.elapsed();
-    rig.fence.hold(&rig.url, FOR_A_CUTOVER, FOR_A_CUTOVER).await?.release().await?;
+    overlap().await?;
+    let began = Instant::now();
+    rig.fence.hold(&rig.url, PATIENCE, PATIENCE).await?.release().await?;
     let held = began.elapsed();
-    fence::remove(&mut rig.client, &rig.fence, FOR_A_CUTOVER).await?;
-    let (to_hold, to_remove) = (held.saturating_sub(installed), began.elapsed().saturating_sub(held));
-    println!("installed in {installed:?}, held in {to_hold:?}, removed in {to_remove:?}");
+    overlap().await?;
+    let began = Instant::now();
+    fence::remove(&mut rig.client, &rig.fence, PATIENCE).await?;
+    println!("installed in {installed:?}, held in {held:?}, removed in {:?}", began.elapsed());
     match writers.try_join_next() {
         Some(error) => Err(error?.context("a writer")),
         None => Ok(()),
     }
+}
+
+/// Whoever stays in a transaction is named; others queue behind the attempts no longer because of that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_stays_in_the_way_of_a_fence_is_named_and_stops_nobody_else() -> Result<()> {
+    let mut rig = Rig::open().await?;
+    fence::install(&mut rig.client, &rig.fence, &rig.owned, PATIENCE).await?;
+    let reader = rig.scene.source_client().await?;
+    reader.batch_execute("BEGIN; SELECT count(*) FROM item").await?;
+    let pid: i32 = reader.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+    let watcher = rig.scene.source_client().await?;
+    let patience = Duration::from_secs(5);
+    let removed = fence::remove(&mut rig.client, &rig.fence, patience);
+    let watched = async {
+        let (began, mut seen) = (Instant::now(), BTreeSet::new());
+        while began.elapsed() < patience {
+            let attempts = "SELECT substring(query FROM 'lock_timeout = ([0-9]+)') FROM pg_stat_activity
+                             WHERE query LIKE 'BEGIN; SET LOCAL lock_timeout = %' AND pid <> pg_backend_pid()";
+            seen.extend(watcher.query(attempts, &[]).await?.iter().map(|row| row.get::<_, String>(0)));
+        }
+        Ok::<_, anyhow::Error>(seen)
+    };
+    let (removed, seen) = tokio::join!(removed, watched);
+    let seen = seen?;
+    ensure!(seen.iter().eq(["50"]), "it waited for {seen:?} ms");
+    let said = removed.err().context("it was removed")?.to_string();
+    ensure!(said.contains(&format!("item: a transaction that has used it stays open (pid: {pid})")), "{said}");
+    reader.batch_execute("COMMIT").await?;
+    fence::remove(&mut rig.client, &rig.fence, PATIENCE).await?;
+    Ok(())
 }

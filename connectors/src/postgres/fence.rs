@@ -6,7 +6,7 @@
 
 mod install;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use schemas::status::Route;
 use schemas::url::PgUrl;
@@ -28,10 +28,15 @@ pub const REFUSED: &str = "TM001";
 pub const LANE: &str = "carveout.lane";
 /// The class of the advisory locks of fences; the number is the control row's `lock_key`.
 const CLASS: i32 = 77_778;
+/// The same for who changes a fence's triggers.
+const CHANGES: i32 = 77_779;
 /// Serializes whoever gives out a `lock_key`.
 const CREATE_LOCK: &str = "SELECT pg_advisory_xact_lock(77777, 2)";
-/// How long one attempt to get the lock may wait: newcomers queue behind it, on other tenants' locks they hold too.
+/// How long the first attempt to get the lock waits: newcomers queue behind it, on other tenants' locks they hold too. Where
+/// transactions that overlap always take longer it would never be got: as time goes by it waits for a fifth of what has passed.
 const ATTEMPT: Duration = Duration::from_millis(100);
+/// For which anything here waits for a lock at most: well below a server's `deadlock_timeout`.
+const AT_MOST: Duration = Duration::from_millis(400);
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
 /// The server's word for a lock that was not got in time.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
@@ -155,16 +160,17 @@ impl Fence {
     /// The same by a connection that is there already.
     pub async fn hold_by(&self, client: Client, deadline: Duration, patience: Duration) -> Result<Held> {
         let row = self.read(&client).await?.ok_or_else(|| Error::state(self.doing("hold"), "it is not there"))?;
-        let begin = format!(
-            "BEGIN; SET LOCAL lock_timeout = '{}ms'; SET LOCAL idle_in_transaction_session_timeout = '{}ms'; \
-             SELECT pg_advisory_xact_lock({CLASS}, {}); {}",
-            ATTEMPT.as_millis(),
-            deadline.as_millis(),
-            row.lock_key,
-            self.query()
-        );
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         let answer = loop {
+            let wait = (began.elapsed() / 5).clamp(ATTEMPT, AT_MOST);
+            let begin = format!(
+                "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}; \
+                 SELECT pg_advisory_xact_lock({CLASS}, {}); {}",
+                wait.as_millis(),
+                deadline.as_millis(),
+                row.lock_key,
+                self.query()
+            );
             let error = match client.simple_query(&begin).await.doing(self.doing("hold")) {
                 Ok(answer) => break answer,
                 Err(error) => error,

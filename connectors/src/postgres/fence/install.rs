@@ -4,17 +4,18 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use schemas::TableName;
-use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, GenericClient};
 
 use super::super::catalog::{self, Partition};
 use super::super::policy::{Owned, Path};
 use super::super::quote::{ident, literal, table as qualified};
 use super::super::{Doing, Error, Result};
-use super::{CLASS, Fence, LANE, LOCK_NOT_AVAILABLE, REFUSED, Row};
+use super::{AT_MOST, CHANGES, CLASS, Fence, LANE, LOCK_NOT_AVAILABLE, REFUSED, Row};
 
-/// How long one table's triggers wait for its writers at first: others queue behind that. Where transactions that overlap always take
-/// longer they would never come: as time goes by it is a tenth of what has passed. Between two attempts is twice as long.
+/// How long a change of one table's triggers waits for who uses it: others queue behind that. Where transactions that overlap always
+/// take longer it would never come: as time goes by it waits for a tenth of what has passed, at most for so long, and no longer than
+/// the least while somebody is in the way for whom that would be too short as well. Between two attempts is twice as long.
 const HARDLY_IN_THE_WAY: Duration = Duration::from_millis(50);
 
 /// Puts the fence around the tables, or completes it. Those that other rows say the tenant of come last: their triggers cost
@@ -39,7 +40,7 @@ pub async fn install(client: &mut Client, fence: &Fence, tables: &[Owned], patie
         // Some may have come since the tables were read.
         let partitions = catalog::partitions_of(client, &owned.table.name).await?;
         let sql = triggers(fence, row, owned, &partitions);
-        at_leisure(client, &owned.table.name, &sql, patience).await?;
+        Change { row, table: &owned.table.name, sql, excludes_readers: false }.at_leisure(client, patience).await?;
     }
     if !wanting.is_empty() {
         let sql = "UPDATE carveout.fence SET state = state WHERE tenant = $1 AND side = $2";
@@ -51,32 +52,53 @@ pub async fn install(client: &mut Client, fence: &Fence, tables: &[Owned], patie
 /// Takes it away, with its row: what costs most first. What there is, the catalogs say, whatever has become of the tables.
 pub async fn remove(client: &mut Client, fence: &Fence, patience: Duration) -> Result<()> {
     let Some(row) = fence.read(client).await? else { return Ok(()) };
+    loop {
+        for (table, triggers) in made(client, fence, row).await? {
+            let drop = |name: &String| format!("DROP TRIGGER IF EXISTS {} ON {}", ident(name), qualified(&table));
+            let sql = triggers.iter().map(drop).collect::<Vec<_>>().join("; ");
+            Change { row, table: &table, sql, excludes_readers: true }.at_leisure(client, patience).await?;
+        }
+        let tx = client.transaction().await.doing(fence.doing("remove"))?;
+        tx.batch_execute(&changes_lock(row)).await.doing(fence.doing("remove"))?;
+        // Who was stopped while it made triggers may have gone on to the end of what it was at.
+        if !made(&tx, fence, row).await?.is_empty() {
+            continue;
+        }
+        let functions =
+            "SELECT proname::text FROM pg_proc WHERE pronamespace = to_regnamespace('carveout') AND proname ~ $1";
+        for found in tx.query(functions, &[&own_functions(row)]).await.doing(fence.doing("look at"))? {
+            let name: String = found.get(0);
+            let sql = format!("DROP FUNCTION IF EXISTS carveout.{}()", ident(&name));
+            tx.batch_execute(&sql).await.doing(format!("drop function carveout.{name}"))?;
+        }
+        let sql = "DELETE FROM carveout.fence WHERE tenant = $1 AND side = $2";
+        tx.execute(sql, &[&fence.tenant.0, &fence.end.name()]).await.doing(fence.doing("remove"))?;
+        return tx.commit().await.doing(fence.doing("remove"));
+    }
+}
+
+/// A fence's functions, as a pattern for their names.
+fn own_functions(row: Row) -> String {
+    format!("^{}(_[0-9]+)?$", row.function())
+}
+
+/// Until the transaction ends nobody else changes this fence's triggers, or takes its functions away.
+fn changes_lock(row: Row) -> String {
+    format!("SELECT pg_advisory_xact_lock({CHANGES}, {})", row.lock_key)
+}
+
+/// The triggers that there are, by table, what costs most first. Those of a table for statements come first: they lock a partitioned
+/// table before its partitions, as writers do. With another one first, both would wait for each other.
+async fn made(client: &impl GenericClient, fence: &Fence, row: Row) -> Result<Vec<(TableName, Vec<String>)>> {
     let sql = "WITH ours AS (SELECT oid, proname FROM pg_proc WHERE pronamespace = to_regnamespace('carveout') AND proname ~ $1)
-         SELECT n.nspname::text, c.relname::text, c.relkind = 'p', array_agg(g.tgname::text ORDER BY g.tgname)
+         SELECT n.nspname::text, c.relname::text, array_agg(g.tgname::text ORDER BY g.tgtype & 1, g.tgname)
            FROM pg_trigger g JOIN ours o ON o.oid = g.tgfoid JOIN pg_class c ON c.oid = g.tgrelid
            JOIN pg_namespace n ON n.oid = c.relnamespace
           WHERE g.tgparentid = 0
-          GROUP BY 1, 2, 3 ORDER BY max(o.proname) DESC, 1, 2";
-    let ours = format!("^{}(_[0-9]+)?$", row.function());
-    for row in client.query(sql, &[&ours]).await.doing(fence.doing("look at"))? {
-        let table = TableName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-        let at = qualified(&table);
-        // By itself it locks partitions before their parent, writers the other way round: none of them would get on.
-        let lock = if row.get(2) { format!("LOCK TABLE {at} IN ACCESS EXCLUSIVE MODE; ") } else { String::new() };
-        let triggers: Vec<String> = row.get(3);
-        let drop = triggers.iter().map(|name| format!("DROP TRIGGER IF EXISTS {} ON {at}", ident(name)));
-        at_leisure(client, &table, &(lock + &drop.collect::<Vec<_>>().join("; ")), patience).await?;
-    }
-    let functions =
-        "SELECT proname::text FROM pg_proc WHERE pronamespace = to_regnamespace('carveout') AND proname ~ $1";
-    for row in client.query(functions, &[&ours]).await.doing(fence.doing("look at"))? {
-        let name: String = row.get(0);
-        let sql = format!("DROP FUNCTION IF EXISTS carveout.{}()", ident(&name));
-        client.batch_execute(&sql).await.doing(format!("drop function carveout.{name}"))?;
-    }
-    let sql = "DELETE FROM carveout.fence WHERE tenant = $1 AND side = $2";
-    client.execute(sql, &[&fence.tenant.0, &fence.end.name()]).await.doing(fence.doing("remove"))?;
-    Ok(())
+          GROUP BY 1, 2 ORDER BY max(o.proname) DESC, 1, 2";
+    let rows = client.query(sql, &[&own_functions(row)]).await.doing(fence.doing("look at"))?;
+    let made = rows.iter().map(|row| (TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)), row.get(2)));
+    Ok(made.collect())
 }
 
 /// The tables where a trigger is missing, or does not always fire, on the table itself or on a partition.
@@ -103,27 +125,76 @@ pub(super) async fn wanting(client: &Client, row: Row, tables: &[Owned]) -> Resu
     Ok(wanting.map(TableName::to_string).collect())
 }
 
-/// Runs a table's statements in one transaction, again and again while its writers are in the way.
-async fn at_leisure(client: &mut Client, table: &TableName, sql: &str, patience: Duration) -> Result<()> {
-    let doing = || format!("change the fence around {table}");
-    let began = Instant::now();
-    loop {
-        let wait = HARDLY_IN_THE_WAY.max(began.elapsed() / 10);
-        // Others queue behind the commit too, which need not be on disk to let them go: whoever has put the fence around all
-        // tables commits once more, so that nothing is built upon what is not there.
-        let settings = format!("SET LOCAL lock_timeout = {}; SET LOCAL synchronous_commit = off", wait.as_millis());
-        let Err(error) = client.batch_execute(&format!("BEGIN; {settings}; {sql}; COMMIT")).await.doing(doing()) else {
-            return Ok(());
-        };
-        client.batch_execute("ROLLBACK").await.doing(doing())?;
-        match error.sqlstate() {
-            Some(LOCK_NOT_AVAILABLE) if began.elapsed() < patience => tokio::time::sleep(2 * wait).await,
-            Some(LOCK_NOT_AVAILABLE) => {
-                let why = "a transaction that has written it stays open; end it, or try again at a quieter time";
+/// What is changed of one table's triggers, in one transaction.
+struct Change<'a> {
+    row: Row,
+    table: &'a TableName,
+    sql: String,
+    /// Whether it waits for those who only read, too.
+    excludes_readers: bool,
+}
+
+impl Change<'_> {
+    /// Does it, again and again while others are in the way.
+    async fn at_leisure(&self, client: &mut Client, patience: Duration) -> Result<()> {
+        let doing = || self.doing();
+        let (began, mut wait) = (Instant::now(), HARDLY_IN_THE_WAY);
+        let mut in_the_way = HashMap::new();
+        loop {
+            // Others queue behind the commit too, which need not be on disk to let them go: whoever has put the fence around all
+            // tables commits once more, so that nothing is built upon what is not there.
+            let sql = format!(
+                "BEGIN; SET LOCAL lock_timeout = {}; SET LOCAL synchronous_commit = off; {}; {}; COMMIT",
+                wait.as_millis(),
+                changes_lock(self.row),
+                self.sql
+            );
+            let Err(error) = client.batch_execute(&sql).await.doing(doing()) else { return Ok(()) };
+            client.batch_execute("ROLLBACK").await.doing(doing())?;
+            if error.sqlstate() != Some(LOCK_NOT_AVAILABLE) {
+                return Err(error);
+            }
+            let most = self.look(client, &mut in_the_way).await?;
+            let longest = in_the_way.values().map(|(since, _)| since.elapsed()).max().unwrap_or_default();
+            if began.elapsed() > patience {
+                let done = if self.excludes_readers { "used" } else { "written" };
+                let mut pids: Vec<String> = in_the_way.into_values().map(|(_, pid)| pid).collect();
+                pids.sort();
+                let pids = if pids.is_empty() { "gone by now".to_owned() } else { format!("pid: {}", pids.join(", ")) };
+                let why = format!(
+                    "a transaction that has {done} it stays open ({pids}); end it, or try again at a quieter time"
+                );
                 return Err(Error::connection(doing(), why));
             }
-            _ => return Err(error),
+            tokio::time::sleep(2 * wait).await;
+            let longer = if longest < most { began.elapsed() / 10 } else { Duration::ZERO };
+            wait = longer.min(most).max(HARDLY_IN_THE_WAY);
         }
+    }
+
+    /// Who is in the way, each since when it was seen first. How long may be waited: so long that nobody is taken for deadlocked.
+    async fn look(&self, client: &Client, in_the_way: &mut HashMap<String, (Instant, String)>) -> Result<Duration> {
+        let sql = "SELECT DISTINCT l.virtualtransaction, coalesce(l.pid::text, 'a prepared transaction'),
+                          current_setting('deadlock_timeout')::interval < '1s'
+                     FROM pg_locks l
+                    WHERE l.locktype = 'relation' AND l.granted AND l.relation = to_regclass($1)
+                      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                      AND ($2 OR l.mode NOT IN ('AccessShareLock', 'RowShareLock'))";
+        let values: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&qualified(self.table), Type::TEXT), (&self.excludes_readers, Type::BOOL)];
+        let rows = client.query_typed(sql, &values).await.doing(self.doing())?;
+        let now = Instant::now();
+        let there = rows.iter().map(|row| {
+            let who: String = row.get(0);
+            let since = in_the_way.get(&who).map_or(now, |(since, _)| *since);
+            (who, (since, row.get(1)))
+        });
+        *in_the_way = there.collect();
+        Ok(if rows.iter().any(|row| row.get(2)) { HARDLY_IN_THE_WAY } else { AT_MOST })
+    }
+
+    fn doing(&self) -> String {
+        format!("change the fence around {}", self.table)
     }
 }
 
