@@ -28,6 +28,11 @@ use writers::{Kind, Tally, Writers};
 const SETUP: &str = include_str!("fence/tables.sql");
 const TENANT: &str = "7";
 
+/// What of a fence is in a database beside its row.
+const LEFT: &str = "SELECT (SELECT count(*) FROM pg_trigger WHERE tgfoid IN (SELECT oid FROM pg_proc WHERE pronamespace = 'carveout'::regnamespace))
+    + (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'carveout%')
+    + (SELECT count(*) FROM pg_proc WHERE pronamespace = 'carveout'::regnamespace)";
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Rig {
@@ -156,9 +161,7 @@ async fn hold(writers: usize, cycles: u32) -> Result<()> {
     ensure!(Kind::ALL.iter().all(|kind| by_kind.get(kind).is_some_and(|count| *count > 5)), "{by_kind:?}");
     writers::assert_there(&rig.scene, &acknowledged).await?;
     fence::remove(&mut rig.client, &rig.fence, PATIENCE).await?;
-    let left = "SELECT (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'carveout%')
-                     + (SELECT count(*) FROM pg_proc WHERE pronamespace = 'carveout'::regnamespace)";
-    ensure!(rig.client.query_one(left, &[]).await?.get::<_, i64>(0) == 0, "something of the fence stayed");
+    ensure!(rig.client.query_one(LEFT, &[]).await?.get::<_, i64>(0) == 0, "something of the fence stayed");
     Ok(())
 }
 
@@ -283,5 +286,29 @@ async fn who_stays_in_the_way_of_a_fence_is_named_and_stops_nobody_else() -> Res
     ensure!(said.contains(&format!("item: a transaction that has used it stays open (pid: {pid})")), "{said}");
     reader.batch_execute("COMMIT").await?;
     fence::remove(&mut rig.client, &rig.fence, PATIENCE).await?;
+    Ok(())
+}
+
+/// Who was stopped in the middle may have gone on: what it made is taken away with the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn triggers_that_come_while_a_fence_goes_go_with_it() -> Result<()> {
+    let mut rig = Rig::open().await?;
+    fence::install(&mut rig.client, &rig.fence, &rig.owned, PATIENCE).await?;
+    let cut_off = rig.scene.source_client().await?;
+    let late = "BEGIN; SELECT pg_advisory_xact_lock(77779, lock_key) FROM carveout.fence;
+                CREATE TRIGGER late AFTER INSERT ON kinds FOR EACH ROW EXECUTE FUNCTION carveout.fence_1()";
+    cut_off.batch_execute(late).await?;
+    let (removed, committed) = tokio::join!(fence::remove(&mut rig.client, &rig.fence, PATIENCE), async {
+        until("who takes it away", PATIENCE, async || {
+            let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 77779 AND NOT granted";
+            ensure!(cut_off.query_one(waits, &[]).await?.get::<_, i64>(0) == 1, "it does not wait");
+            Ok(())
+        })
+        .await?;
+        cut_off.batch_execute("COMMIT").await.context("commit")
+    });
+    removed?;
+    committed?;
+    ensure!(rig.client.query_one(LEFT, &[]).await?.get::<_, i64>(0) == 0, "something of the fence stayed");
     Ok(())
 }
