@@ -33,11 +33,11 @@ const CHANGES: i32 = 77_779;
 /// Serializes whoever gives out a `lock_key`.
 const CREATE_LOCK: &str = "SELECT pg_advisory_xact_lock(77777, 2)";
 /// How long the first attempt to get the lock waits: newcomers queue behind it, on other tenants' locks they hold too. Where
-/// transactions that overlap always take longer it would never be got: as time goes by it waits for a fifth of what has passed.
+/// transactions that overlap always take longer it would never be got: as time goes by it waits for a fifth of what has passed. Between two
+/// attempts is a fifth of that.
 const ATTEMPT: Duration = Duration::from_millis(100);
 /// For which anything here waits for a lock at most: well below a server's `deadlock_timeout`.
 const AT_MOST: Duration = Duration::from_millis(400);
-const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(20);
 /// The server's word for a lock that was not got in time.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 
@@ -177,7 +177,7 @@ impl Fence {
             };
             client.batch_execute("ROLLBACK").await.doing(self.doing("hold"))?;
             match error.sqlstate() {
-                Some(LOCK_NOT_AVAILABLE) if began.elapsed() < patience => tokio::time::sleep(BETWEEN_ATTEMPTS).await,
+                Some(LOCK_NOT_AVAILABLE) if began.elapsed() < patience => tokio::time::sleep(wait / 5).await,
                 Some(LOCK_NOT_AVAILABLE) => return Err(self.busy(&client, row).await),
                 _ => return Err(error),
             }

@@ -17,6 +17,8 @@ use super::{AT_MOST, CHANGES, CLASS, Fence, LANE, LOCK_NOT_AVAILABLE, REFUSED, R
 /// take longer it would never come: as time goes by it waits for a tenth of what has passed, at most for so long, and no longer than
 /// the least while somebody is in the way for whom that would be too short as well. Between two attempts is twice as long.
 const HARDLY_IN_THE_WAY: Duration = Duration::from_millis(50);
+/// The server's word for a table that is gone.
+const NO_SUCH_TABLE: &str = "42P01";
 
 /// Puts the fence around the tables, or completes it. Those that other rows say the tenant of come last: their triggers cost
 /// every tenant's writers most. Tries each table for `patience`.
@@ -55,11 +57,19 @@ pub async fn remove(client: &mut Client, fence: &Fence, patience: Duration) -> R
     loop {
         for (table, triggers) in made(client, fence, row).await? {
             let drop = |name: &String| format!("DROP TRIGGER IF EXISTS {} ON {}", ident(name), qualified(&table));
-            let sql = triggers.iter().map(drop).collect::<Vec<_>>().join("; ");
-            Change { row, table: &table, sql, excludes_readers: true }.at_leisure(client, patience).await?;
+            // By itself it locks partitions before their parent, and writers do the other way round; and each table weakly at first,
+            // so that whoever truncates it meanwhile would end in a deadlock.
+            let lock = format!("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE", qualified(&table));
+            let sql = std::iter::once(lock).chain(triggers.iter().map(drop)).collect::<Vec<_>>().join("; ");
+            let change = Change { row, table: &table, sql, excludes_readers: true };
+            match change.at_leisure(client, patience).await {
+                Err(error) if error.sqlstate() == Some(NO_SUCH_TABLE) => {}
+                done => done?,
+            }
         }
         let tx = client.transaction().await.doing(fence.doing("remove"))?;
-        tx.batch_execute(&changes_lock(row)).await.doing(fence.doing("remove"))?;
+        let alone = format!("SET LOCAL idle_in_transaction_session_timeout = '10s'; {}", changes_lock(row));
+        tx.batch_execute(&alone).await.doing(fence.doing("remove"))?;
         // Who was stopped while it made triggers may have gone on to the end of what it was at.
         if !made(&tx, fence, row).await?.is_empty() {
             continue;
@@ -87,11 +97,10 @@ fn changes_lock(row: Row) -> String {
     format!("SELECT pg_advisory_xact_lock({CHANGES}, {})", row.lock_key)
 }
 
-/// The triggers that there are, by table, what costs most first. Those of a table for statements come first: they lock a partitioned
-/// table before its partitions, as writers do. With another one first, both would wait for each other.
+/// The triggers that there are, by table, what costs most first.
 async fn made(client: &impl GenericClient, fence: &Fence, row: Row) -> Result<Vec<(TableName, Vec<String>)>> {
     let sql = "WITH ours AS (SELECT oid, proname FROM pg_proc WHERE pronamespace = to_regnamespace('carveout') AND proname ~ $1)
-         SELECT n.nspname::text, c.relname::text, array_agg(g.tgname::text ORDER BY g.tgtype & 1, g.tgname)
+         SELECT n.nspname::text, c.relname::text, array_agg(g.tgname::text ORDER BY g.tgname)
            FROM pg_trigger g JOIN ours o ON o.oid = g.tgfoid JOIN pg_class c ON c.oid = g.tgrelid
            JOIN pg_namespace n ON n.oid = c.relnamespace
           WHERE g.tgparentid = 0
@@ -157,14 +166,7 @@ impl Change<'_> {
             let most = self.look(client, &mut in_the_way).await?;
             let longest = in_the_way.values().map(|(since, _)| since.elapsed()).max().unwrap_or_default();
             if began.elapsed() > patience {
-                let done = if self.excludes_readers { "used" } else { "written" };
-                let mut pids: Vec<String> = in_the_way.into_values().map(|(_, pid)| pid).collect();
-                pids.sort();
-                let pids = if pids.is_empty() { "gone by now".to_owned() } else { format!("pid: {}", pids.join(", ")) };
-                let why = format!(
-                    "a transaction that has {done} it stays open ({pids}); end it, or try again at a quieter time"
-                );
-                return Err(Error::connection(doing(), why));
+                return Err(Error::connection(doing(), self.refusal(&in_the_way)));
             }
             tokio::time::sleep(2 * wait).await;
             let longer = if longest < most { began.elapsed() / 10 } else { Duration::ZERO };
@@ -174,23 +176,38 @@ impl Change<'_> {
 
     /// Who is in the way, each since when it was seen first. How long may be waited: so long that nobody is taken for deadlocked.
     async fn look(&self, client: &Client, in_the_way: &mut HashMap<String, (Instant, String)>) -> Result<Duration> {
-        let sql = "SELECT DISTINCT l.virtualtransaction, coalesce(l.pid::text, 'a prepared transaction'),
-                          current_setting('deadlock_timeout')::interval < '1s'
-                     FROM pg_locks l
-                    WHERE l.locktype = 'relation' AND l.granted AND l.relation = to_regclass($1)
+        let sql = "SELECT DISTINCT s.short, l.virtualtransaction, coalesce(l.pid::text, 'a prepared transaction')
+                     FROM (SELECT current_setting('deadlock_timeout')::interval < '1s' AS short) s
+                     LEFT JOIN pg_locks l ON l.locktype = 'relation' AND l.granted
                       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                      AND (l.relation = to_regclass($1) OR l.relation IN (SELECT relid FROM pg_partition_tree(to_regclass($1))))
                       AND ($2 OR l.mode NOT IN ('AccessShareLock', 'RowShareLock'))";
         let values: [(&(dyn ToSql + Sync), Type); 2] =
             [(&qualified(self.table), Type::TEXT), (&self.excludes_readers, Type::BOOL)];
         let rows = client.query_typed(sql, &values).await.doing(self.doing())?;
         let now = Instant::now();
-        let there = rows.iter().map(|row| {
-            let who: String = row.get(0);
+        let there = rows.iter().filter_map(|row| {
+            let who: String = row.get::<_, Option<String>>(1)?;
             let since = in_the_way.get(&who).map_or(now, |(since, _)| *since);
-            (who, (since, row.get(1)))
+            Some((who, (since, row.get(2))))
         });
         *in_the_way = there.collect();
-        Ok(if rows.iter().any(|row| row.get(2)) { HARDLY_IN_THE_WAY } else { AT_MOST })
+        Ok(if rows.iter().any(|row| row.get(0)) { HARDLY_IN_THE_WAY } else { AT_MOST })
+    }
+
+    fn refusal(&self, in_the_way: &HashMap<String, (Instant, String)>) -> String {
+        let done = if self.excludes_readers { "used" } else { "written" };
+        let long = in_the_way.values().filter(|(since, _)| since.elapsed() >= AT_MOST);
+        let mut pids: Vec<&str> = long.map(|(_, pid)| pid.as_str()).collect();
+        pids.sort_unstable();
+        match pids.join(", ") {
+            none if none.is_empty() => format!(
+                "it is never without a transaction that has {done} it, though none stays open for long; try again at a quieter time"
+            ),
+            pids => format!(
+                "a transaction that has {done} it stays open (pid: {pids}); end it, or try again at a quieter time"
+            ),
+        }
     }
 
     fn doing(&self) -> String {
