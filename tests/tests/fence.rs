@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use connectors::postgres::fence::{self, End, Fence};
 use connectors::postgres::policy::{self, Owned};
 use connectors::postgres::{catalog, client, control};
-use daemon::demo::cluster::ClusterOptions;
+use daemon::demo::cluster::{ClusterOptions, StopMode};
 use rand::Rng;
 use schemas::config::Config;
 use schemas::url::PgUrl;
@@ -209,6 +209,21 @@ async fn functions_are_made_anew_only_where_they_are_others() -> Result<()> {
         }
         seen = Some((what, versions));
     }
+    Ok(())
+}
+
+/// Its triggers are made without waiting for the disk, and whoever builds upon it finds them there after a crash.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_that_stands_is_on_disk() -> Result<()> {
+    let mut rig = Rig::open().await?;
+    rig.client.batch_execute("ALTER SYSTEM SET wal_writer_delay = '10s'").await?;
+    rig.client.batch_execute("SELECT pg_reload_conf()").await?;
+    fence::install(&mut rig.client, &rig.fence, &rig.owned, PATIENCE).await?;
+    rig.scene.source.stop(StopMode::Immediate)?;
+    rig.scene.source.start_again()?;
+    let client = rig.scene.source_client().await?;
+    let wanting = rig.fence.wanting(&client, &rig.owned).await?;
+    ensure!(wanting.is_empty(), "{wanting:?} have none after a crash");
     Ok(())
 }
 

@@ -188,11 +188,15 @@ impl Stage {
             }
         }
         if asked.is_finished() {
-            ensure!(asked.await??.status.success(), "it failed by itself");
+            ensure!(asked.await??.status.success() || by == "a pause", "it failed by itself");
             return Ok(false);
         }
         match by {
             "the connection" => ensure!(reads("pg_terminate_backend(pid)", "writes", true).await? == 1, "it is gone"),
+            "a pause" => {
+                cli(&self.config, &["pause", "1"]).await?;
+                locker.batch_execute("COMMIT").await?;
+            }
             "another lane" => {
                 // Whoever compares is held up; nobody else is.
                 let sql = "SELECT pid FROM pg_locks WHERE NOT granted AND relation = 'writes'::regclass";
@@ -315,4 +319,57 @@ async fn a_comparison_whose_lane_came_to_stand_begins_anew() -> Result<()> {
     let (report, before) = stage.verified().await?;
     ensure!(report["tables"][0]["differences"] == 1 && before.is_empty(), "{report}");
     Ok(())
+}
+
+/// A comparison goes on when its lane is paused; what it finds then takes back what the pause has kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_pause_kept_is_worth_nothing_once_a_difference_is_found() -> Result<()> {
+    let mut stage = Stage::open().await?;
+    let many = "INSERT INTO accounts SELECT n, 1, 1, 0 FROM generate_series(100001, 400000) n";
+    let source = stage.scene.source_client().await?;
+    source.batch_execute(many).await?;
+    stage.carve("1", "database").await?;
+    let target = stage.scene.target_client("bid_1").await?;
+    target.batch_execute("INSERT INTO writes VALUES (99999, 1, 99, 1, 'of nobody')").await?;
+    stage.interrupt(&target, "a pause").await?;
+    cli(&stage.config, &["resume", "1"]).await?;
+    // The lane has taken up what was kept.
+    write(&source).await?;
+    settle::drained(&stage.scene, &stage.daemon, "1").await?;
+    for equal in [false, true] {
+        let (report, before) = stage.verified().await?;
+        ensure!(report["equal"] == equal && before.is_empty(), "the first one still counts for {before:?}: {report}");
+        target.batch_execute("DELETE FROM writes WHERE client = 99").await?;
+    }
+    Ok(())
+}
+
+/// Whoever flipped was killed before the other side was open: what was compared before says nothing of what comes then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flip_that_somebody_else_has_to_end_leaves_nothing_proved() -> Result<()> {
+    let mut stage = Stage::open().await?;
+    stage.carve("1", "database").await?;
+    let (source, target) = (stage.scene.source_client().await?, stage.scene.target_client("bid_1").await?);
+    cli(&stage.config, &["verify", "1"]).await?;
+    ensure!(!stage.flips("cutover").await?, "just compared");
+    cli(&stage.config, &["verify", "1"]).await?;
+    // The other side cannot be opened.
+    source.batch_execute("BEGIN; LOCK carveout.tenant_routes IN SHARE MODE").await?;
+    let config = stage.config.clone();
+    let asked = tokio::spawn(async move { binary::cli(&config, &["rollback", "1"]).await });
+    until("the flip", SOON, async || {
+        let sql = "SELECT state FROM carveout.fence WHERE tenant = '1' AND side = 'target'";
+        ensure!(target.query_one(sql, &[]).await?.get::<_, String>(0) == "shut", "not yet");
+        ensure!(!asked.is_finished(), "it has ended");
+        Ok(())
+    })
+    .await?;
+    stage.daemon.kill()?;
+    source.batch_execute("ROLLBACK").await?;
+    ensure!(!asked.await??.status.success(), "its daemon was killed");
+    stage.daemon = Daemon::start(&stage.config).await?;
+    phase(&stage.daemon, "1", &["rolled_back"]).await?;
+    ensure!(stage.shown().await?.is_null(), "{}", stage.shown().await?);
+    ensure!(stage.flips("cutover").await?, "all rows are compared");
+    stage.daemon.assert_no_errors(&[])
 }

@@ -10,6 +10,7 @@ use tests::wait::until;
 
 use super::prepare::{made, psql};
 use super::{Desk, SOON, run};
+use crate::settle;
 
 /// An application with an owner of its own, and a schema that is not open to everybody.
 const APPLICATION: &str = "\
@@ -213,7 +214,31 @@ async fn a_role_that_owns_the_tables_prepares_by_itself_and_another_makes_databa
         .assert(0, &["errors: 0, warnings: 2", "may not set session_replication_role"])?;
     let daemon = Daemon::start(&desk.config).await?;
     moves_and_cancels(&desk, &daemon).await?;
+    triggers_fire(&desk, &daemon).await?;
     daemon.assert_no_errors(&[])
+}
+
+/// What a trigger writes that the lane cannot keep from firing is not noted: all rows are compared, whatever was found before.
+async fn triggers_fire(desk: &Desk, daemon: &Daemon) -> Result<()> {
+    desk.carve(daemon, "3", "schema").await?;
+    settle::drained(&desk.scene, daemon, "3").await?;
+    run(&desk.config, &["verify", "3"]).await?.assert(0, &[])?;
+    let compared = async || -> Result<String> {
+        let rehearsed = run(&desk.config, &["rehearse", "3", "--output", "json"]).await?;
+        rehearsed.assert(0, &[])?;
+        let report: Value = serde_json::from_str(&rehearsed.stdout)?;
+        let steps = report["steps"].as_array().context("steps")?.iter();
+        let mut steps = steps.filter_map(|step| step["step"].as_str());
+        Ok(steps.find(|step| ["verify", "certificate"].contains(step)).context("neither")?.to_owned())
+    };
+    ensure!(compared().await? == "certificate", "it was just compared");
+    desk.sql(
+        "CREATE FUNCTION quiet() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+         CREATE TRIGGER quiet AFTER INSERT ON bid_3.orders FOR EACH ROW EXECUTE FUNCTION quiet()",
+    )
+    .await?;
+    ensure!(compared().await? == "verify", "a trigger fires");
+    Ok(())
 }
 
 /// A database that the role may not enter is told from one that is not there and from a wrong password.
