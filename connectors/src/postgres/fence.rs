@@ -248,8 +248,8 @@ impl Held {
     }
 
     /// Opens the fence or shuts it, with its route, and lets the writers go: on, or to be told where the tenant is. An
-    /// error may mean that the answer was lost: whoever holds the fence again knows.
-    pub async fn turn(self, open: bool, route: &Route) -> Result<()> {
+    /// error may mean that the answer was lost: whoever holds the fence again knows. The connection is of no more use.
+    pub async fn turn(self, open: bool, route: &Route) -> Result<Client> {
         // Writers wait for the answer, so it is one message. Where no row is turned nothing is committed but that they go on.
         let sql = format!(
             "WITH turned AS (
@@ -273,7 +273,7 @@ impl Held {
         let doing = || self.fence.doing(if open { "open" } else { "shut" });
         let answer = self.client.simple_query(&sql).await.doing(doing())?;
         match answer.iter().filter(|message| matches!(message, SimpleQueryMessage::Row(_))).count() {
-            1 => Ok(()),
+            1 => Ok(self.client),
             _ => Err(Error::state(doing(), "its row in carveout.fence was changed by somebody else")),
         }
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use connectors::postgres::Client;
 use schemas::Phase;
 use schemas::phase::Event;
 use schemas::record::{Fault, MoveRecord};
@@ -99,6 +100,16 @@ pub async fn cut_over(
             Err(not_ready(&record, "it was paused or cancelled meanwhile, or the daemon stops", "carveout status"))
         }
     };
+    let done = match done {
+        Ok((report, connections)) => {
+            tokio::select! {
+                () = after::leave(connections) => {}
+                () = stop::told(&stop) => {}
+            }
+            Ok(report)
+        }
+        Err(error) => Err(error),
+    };
     if moving.record().phase == Phase::Moved && moving.spool().is_some() && done.is_err() {
         // A rollback that was not.
         driver::close_lane(context, moving).await?;
@@ -170,13 +181,14 @@ impl Drop for Rehearsing<'_> {
     }
 }
 
-/// What can be done before anybody waits: the lane that will run afterwards is opened, both sides are compared.
+/// What can be done before anybody waits: the lane that will run afterwards is opened, both sides are compared. Returns the
+/// connections of a flip, too.
 async fn prepared(
     context: &Arc<Context>,
     moving: &Arc<Moving>,
     wish: Wish,
     max_pause: Duration,
-) -> Result<CutoverReport, StepError> {
+) -> Result<(CutoverReport, Vec<Client>), StepError> {
     let mut steps = Steps::begin();
     let record = moving.record();
     let config = &context.config.tenant_strategy.migration_config;
@@ -211,7 +223,7 @@ async fn prepared(
         Phase::CuttingOver | Phase::RollingBack => resolve(context, moving).await?,
         _ => {}
     }
-    done
+    Ok((done?, switch.connections))
 }
 
 /// Why the lane back cannot be asked.

@@ -24,6 +24,13 @@ pub(super) struct Sides {
     pairs: Vec<Pair>,
 }
 
+impl Sides {
+    /// Nothing is asked of them any more.
+    pub(super) fn end(self) -> [Client; 2] {
+        [self.home, self.guest]
+    }
+}
+
 pub(super) async fn sides(context: &Context, moving: &Moving) -> Result<Sides, StepError> {
     let record = moving.record();
     let target = context.target(&record)?;

@@ -65,7 +65,6 @@ SELECT o.kind, o.name, now.oid, now.name AS present, now.oid = o.oid AS same_num
 /// now, or a name that is another thing's (a database that was restored numbers everything anew), is not ours to
 /// drop. Without CASCADE: what others hung on to it stops us. Of the kind `but` nothing is dropped.
 async fn drop_made(tx: &Transaction<'_>, id: MoveId, but: &str) -> Result<()> {
-    tx.batch_execute("SET LOCAL jit = off").await.doing(format!("compare what {id} created"))?;
     hand_on(tx, id).await?;
     let differs = format!("SELECT * FROM ({NOW}) n WHERE same_number <> same_name");
     let rows = tx.query(&differs, &[&id.to_string(), &but]).await.doing(format!("compare what {id} created"))?;

@@ -140,8 +140,6 @@ type Id = (u32, u32);
 pub async fn read(source: &Client, tables: &[&Table]) -> Result<Needs> {
     let doing = "read what the tables need";
     let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
-    // Compiling such a query takes a hundred times longer than running it.
-    source.batch_execute("SET jit = off").await.doing(doing)?;
     let mut parts: Vec<Part> = source.query(PARTS, &[&oids]).await.doing(doing)?.iter().map(part).collect();
     let nodes = nodes(source, &oids, &parts).await?;
     let mut definitions: HashMap<Id, Definition> = HashMap::new();

@@ -136,9 +136,7 @@ pub async fn make(client: &mut Client, id: MoveId, wanted: &[Definition]) -> Res
     }
     let mut tx = client.transaction().await.doing(doing())?;
     // What a function's body names may come later.
-    tx.batch_execute(&format!("{LOCK}; SET LOCAL check_function_bodies = off; SET LOCAL jit = off"))
-        .await
-        .doing(doing())?;
+    tx.batch_execute(&format!("{LOCK}; SET LOCAL check_function_bodies = off")).await.doing(doing())?;
     let there = present(tx.client(), wanted).await?;
     for definition in wanted {
         match there.get(&(definition.kind.clone(), definition.name.clone())) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use connectors::postgres::fence::{self, End};
-use connectors::postgres::{client, control};
+use connectors::postgres::{Client, client, control};
 use schemas::Phase;
 use schemas::phase::Event;
 use schemas::record::{Fault, MoveRecord};
@@ -13,8 +13,24 @@ use super::super::{Context, Moving, StepError, driver, lock, reverse};
 use super::sides::{ends, sides};
 use super::{FENCE_PATIENCE, HOLD_PATIENCE, MARGIN, not_ready};
 
+/// For so long a cutover leaves both servers to the tenant's clients, and so long is between the ends of two connections.
+const CLIENTS_FIRST: Duration = Duration::from_millis(250);
+const ONE_BY_ONE: Duration = Duration::from_millis(20);
 /// Between two tries to take away what a cutover left.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// Closes the connections of a cutover when the tenant's clients have come to the other side. They come at once, and all that they do
+/// is new to their sessions; what a server does to end a session takes longer than most of their statements.
+pub(super) async fn leave(connections: Vec<Client>) {
+    if connections.is_empty() {
+        return;
+    }
+    tokio::time::sleep(CLIENTS_FIRST).await;
+    for connection in connections {
+        drop(connection);
+        tokio::time::sleep(ONE_BY_ONE).await;
+    }
+}
 
 /// The flip is committed, and the other side is open; for so long nobody could write, where that is known.
 pub(super) fn finish(context: &Context, moving: &Moving, pause: Option<Duration>) -> Result<(), StepError> {
@@ -68,7 +84,7 @@ pub async fn resolve(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(),
     let held = to.fence.hold(&to.url, MARGIN, HOLD_PATIENCE).await?;
     match held.row().open {
         true => held.release().await?,
-        false => held.turn(true, &to.route(&record, record.epoch + 1)).await?,
+        false => drop(held.turn(true, &to.route(&record, record.epoch + 1)).await?),
     }
     // Whoever flipped did not come to say what both sides are worth.
     *lock(&moving.certificate) = None;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use connectors::postgres::fence::{self, Held};
 use connectors::postgres::policy::Path;
-use connectors::postgres::{client, control, snapshot};
+use connectors::postgres::{Client, client, control, snapshot};
 use schemas::record::{MoveRecord, Proof};
 use schemas::status::{CutoverReport, StepReport};
 use schemas::{Lsn, Phase};
@@ -56,6 +56,8 @@ pub(super) struct Switch<'a> {
     sequences: Option<tokio::sync::Mutex<sequences::Sides>>,
     /// What is compared once more; `None` where nothing is.
     pub recheck: Option<Recheck>,
+    /// What a flip has no more use for.
+    pub connections: Vec<Client>,
 }
 
 impl<'a> Switch<'a> {
@@ -85,6 +87,7 @@ impl<'a> Switch<'a> {
                 to,
                 sequences,
                 recheck: None,
+                connections: Vec::new(),
             });
         }
         take_away(context, moving, false).await?;
@@ -94,7 +97,8 @@ impl<'a> Switch<'a> {
             false => None,
         };
         let (lane, from, to) = ((Arc::clone(context), Arc::clone(moving)), source, target);
-        Ok(Switch { context, moving, wish, max_pause, lane, next, from, to, sequences: None, recheck: None })
+        let (sequences, recheck, connections) = (None, None, Vec::new());
+        Ok(Switch { context, moving, wish, max_pause, lane, next, from, to, sequences, recheck, connections })
     }
 
     pub async fn run(&mut self, mut steps: Steps) -> Result<CutoverReport, StepError> {
@@ -149,10 +153,11 @@ impl<'a> Switch<'a> {
         let (lsn, rechecked_keys, route) = match drained {
             Ok(Ok((lsn, rechecked, other))) if event.is_some() => {
                 let route = self.to.route(&record, epoch + 1);
-                held.turn(false, &route).await?;
+                let held = held.turn(false, &route).await?;
                 steps.took("flip");
-                other.turn(true, &route).await?;
+                let other = other.turn(true, &route).await?;
                 steps.took("open");
+                self.connections.extend([held, other, here, there]);
                 (lsn, rechecked, route)
             }
             drained => {
@@ -180,9 +185,11 @@ impl<'a> Switch<'a> {
         if let Some((context, next)) = self.next() {
             next.update(&context.store, |record| (record.verified, record.noted) = (proof, None))?;
         }
-        if let (Some(recheck), Some((_, next))) = (self.recheck.take(), self.next()) {
+        if let (Some(recheck), Some((_, next))) = (&self.recheck, self.next()) {
             next.begin_certified(recheck.carried());
         }
+        self.connections.extend(self.recheck.take().into_iter().flat_map(Recheck::end));
+        self.connections.extend(self.sequences.take().into_iter().flat_map(|sides| sides.into_inner().end()));
         finish(self.context, self.moving, Some(pause))
     }
 
@@ -205,7 +212,7 @@ impl<'a> Switch<'a> {
     }
 
     /// A connection to a side that has its fence.
-    async fn fenced(&self, side: &Side) -> Result<connectors::postgres::Client, StepError> {
+    async fn fenced(&self, side: &Side) -> Result<Client, StepError> {
         let record = self.moving.record();
         let mut client = client::connect(&side.url, &format!("fence {}", record.id)).await?;
         control::setup(&mut client).await?;
@@ -224,12 +231,7 @@ impl<'a> Switch<'a> {
 
     /// While the writers wait: the other side gets all that they wrote. That the fence was whole is seen before the barrier:
     /// whoever enables a trigger waits for those who wrote without it, so none of them commits behind the barrier.
-    async fn drained(
-        &self,
-        held: &Held,
-        here: &connectors::postgres::Client,
-        steps: &mut Steps,
-    ) -> Result<Lsn, StepError> {
+    async fn drained(&self, held: &Held, here: &Client, steps: &mut Steps) -> Result<Lsn, StepError> {
         self.guarded(held.wanting(&self.from.tables).await?)?;
         let lsn = held.barrier(here).await?;
         steps.took("barrier");
@@ -239,12 +241,7 @@ impl<'a> Switch<'a> {
     }
 
     /// When the other side has all: it is compared, and the lane that runs afterwards gets its beginning.
-    async fn behind_the_fence(
-        &self,
-        here: &connectors::postgres::Client,
-        there: &connectors::postgres::Client,
-        steps: &mut Steps,
-    ) -> Result<u64, StepError> {
+    async fn behind_the_fence(&self, here: &Client, there: &Client, steps: &mut Steps) -> Result<u64, StepError> {
         let mut rechecked = 0;
         if let Some(recheck) = &self.recheck {
             rechecked = recheck.last(&self.lane.0, &self.lane.1).await?;
