@@ -104,8 +104,7 @@ impl<'a> Switch<'a> {
     pub async fn run(&mut self, mut steps: Steps) -> Result<CutoverReport, StepError> {
         let (context, moving) = (self.context, self.moving);
         let record = moving.record();
-        let mut here = self.fenced(&self.from).await?;
-        let there = self.fenced(&self.to).await?;
+        let (mut here, there) = (self.fenced(&self.from).await?, self.fenced(&self.to).await?);
         if let Some((context, moving)) = self.next() {
             let next = moving.record();
             control::create_checkpoint(&mut here, next.id, &next.tenant, &context.origin()).await?;
