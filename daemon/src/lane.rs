@@ -101,7 +101,7 @@ pub enum LaneCommand {
         /// The target stands exactly there; or why it does not.
         done: oneshot::Sender<Result<(), &'static str>>,
     },
-    /// Apply everything up to `until`; answered when the target holds it.
+    /// Apply everything up to `until`, and then nothing more before [`LaneCommand::GoOn`]; answered when the target holds it.
     Drain {
         /// Every transaction that counts ends at or before this position.
         until: Lsn,
@@ -115,8 +115,10 @@ pub enum LaneCommand {
         /// It is; what was noted elsewhere is closed.
         done: oneshot::Sender<()>,
     },
-    /// Go on.
+    /// No longer held.
     Release,
+    /// No longer drained.
+    GoOn,
 }
 
 /// How a lane hears of partitions.
@@ -167,6 +169,8 @@ pub struct Lane {
     partitions: Partitions,
     stop: watch::Receiver<bool>,
     held: bool,
+    /// Whether it was drained: the tenant's writes may be moving, and what it wrote then would be written over theirs.
+    drained: bool,
     changed: Weak<Changed>,
     outlook: Outlook,
     /// Whether this run has compared target, spool and record.
@@ -194,6 +198,7 @@ impl Lane {
             partitions,
             stop,
             held: false,
+            drained: false,
             changed,
             outlook: Outlook::default(),
             compared: false,
@@ -289,11 +294,11 @@ impl Lane {
         self.set_lacks_rows(sink.expects(), Lsn(lsn.0.saturating_sub(1)));
         loop {
             self.take_partitions(&mut sink, lsn).await?;
-            if !self.held && sink.expects() && self.may_look() {
+            if !self.stands() && sink.expects() && self.may_look() {
                 lsn = self.arrive(&mut sink, &mut reader, &mut group, lsn).await?;
             }
             let now = *sealed.borrow_and_update();
-            if !self.held && reader.place_before(&now) {
+            if !self.stands() && reader.place_before(&now) {
                 lsn = self.apply(&mut sink, &mut reader, &mut group, usize::MAX).await?;
                 // Commands and stop are looked at between groups.
                 match self.commands.try_recv() {
@@ -313,11 +318,11 @@ impl Lane {
                     let command = command.ok_or(End::Stopped)?;
                     lsn = self.command(command, &mut sink, &mut reader, &mut group, lsn).await?;
                 }
-                changed = self.partitions.seen.changed(), if self.partitions.known.is_partitioned() => {
+                changed = self.partitions.seen.changed(), if !self.drained && self.partitions.known.is_partitioned() => {
                     changed.map_err(|_| End::Stopped)?;
                 }
-                changed = sealed.changed(), if !self.held => changed.map_err(|_| End::Stopped)?,
-                () = tokio::time::sleep(if sink.expects() { LOOK_AGAIN } else { SHARE_AFTER }), if !self.held => {
+                changed = sealed.changed(), if !self.stands() => changed.map_err(|_| End::Stopped)?,
+                () = tokio::time::sleep(if sink.expects() { LOOK_AGAIN } else { SHARE_AFTER }), if !self.stands() => {
                     if self.is_wanted() {
                         return Ok(End::Shared);
                     }
@@ -330,9 +335,14 @@ impl Lane {
         Group::new(&self.plan.copied, &self.plan.skipped, Arc::clone(&self.plan.spool))
     }
 
+    /// Whether it applies nothing unless it is told to.
+    fn stands(&self) -> bool {
+        self.held || self.drained
+    }
+
     /// Whether others may be waiting for this lane's connection.
     fn is_wanted(&self) -> bool {
-        !self.held && self.connections.available_permits() == 0
+        !self.stands() && self.connections.available_permits() == 0
     }
 
     /// Waits until there is a reason to connect: a first comparison, something to apply, a command.

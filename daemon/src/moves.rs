@@ -259,6 +259,8 @@ pub struct Moving {
     pub rehearsing: AtomicBool,
     /// Held by whoever cuts it over, or rehearses that, or takes away what that left.
     pub cutover: tokio::sync::Mutex<()>,
+    /// Held by who is asked for that, until its driver is at what comes then.
+    turn: tokio::sync::Mutex<()>,
     reverse: Mutex<Option<Arc<Reverse>>>,
     earlier: OnceLock<Arc<Moving>>,
     /// Rows that the last comparison in this run found different.
@@ -287,6 +289,7 @@ impl Moving {
             verifying: AtomicBool::new(false),
             rehearsing: AtomicBool::new(false),
             cutover: tokio::sync::Mutex::new(()),
+            turn: tokio::sync::Mutex::new(()),
             reverse: Mutex::new(None),
             earlier: OnceLock::new(),
             differences: Mutex::new(None),

@@ -139,11 +139,11 @@ impl Gate {
         self.folder.path().join(name)
     }
 
-    /// For the configuration.
-    fn hook(&self) -> String {
+    /// For the configuration: it waits before a cutover, or after it.
+    fn hook(&self, at: &str) -> String {
         let [shut, here] = ["shut", "here"].map(|name| self.path(name).display().to_string());
         let script = format!("test -e {shut} || exit 0; touch {here}; while test -e {shut}; do sleep 0.1; done");
-        format!("hooks: {{before_cutover: [\"/bin/sh\", \"-c\", \"{script}\"]}}\n")
+        format!("hooks: {{{at}: [\"/bin/sh\", \"-c\", \"{script}\"]}}\n")
     }
 
     /// Asks for a cutover, which waits here now.
@@ -288,6 +288,26 @@ async fn every_command_in_every_state_has_a_clear_answer() -> Result<()> {
         .batch_execute("UPDATE accounts SET balance = balance + 1 WHERE bid = 2")
         .await
         .context("the tenant writes")?;
+    stage.daemon.assert_no_errors(&[])
+}
+
+/// Who hears of a flip before it is answered, and wants the writes back at once, gets them back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_for_at_a_flip_waits_for_its_end() -> Result<()> {
+    let stage = Stage::open().await?;
+    stage.carve("1", "database").await?;
+    for (then, lives) in [("rollback", "shared"), ("pause", "database")] {
+        let config = stage.config.clone();
+        let asked = tokio::spawn(async move { cli(&config, &["cutover", "1"]).await });
+        phase(&stage.daemon, "1", &["reversing"]).await?;
+        cli(&stage.config, &[then, "1"]).await?;
+        asked.await??;
+        let status = stage.daemon.tenant("1").await?;
+        ensure!(status["isolation"] == lives, "{status}");
+    }
+    cli(&stage.config, &["resume", "1"]).await?;
+    phase(&stage.daemon, "1", &["reversing"]).await?;
+    cli(&stage.config, &["rollback", "1"]).await?;
     stage.daemon.assert_no_errors(&[])
 }
 

@@ -121,7 +121,7 @@ impl Lane {
     ) -> std::result::Result<bool, End> {
         let seen = self.partitions.seen.borrow_and_update().1.clone();
         let tables = self.partitions.known.repartitioned(&seen);
-        if tables.is_empty() {
+        if tables.is_empty() || self.drained {
             return Ok(false);
         }
         let names = tables.iter().map(TableName::to_string).collect::<Vec<_>>().join(", ");

@@ -1,5 +1,5 @@
-//! Standing still at one position, for `verify`: the target is brought to hold exactly the
-//! transactions that a snapshot of the source shows.
+//! Standing still at one position: for `verify`, where the target is brought to hold exactly the transactions that a snapshot of the
+//! source shows; and for a cutover behind the barrier.
 
 use std::sync::Weak;
 
@@ -25,6 +25,7 @@ impl Lane {
             // When nobody waits for the answer any more, nobody would release it either.
             LaneCommand::Hold(held) => self.held = held.send(lsn).is_ok(),
             LaneCommand::Release => self.held = false,
+            LaneCommand::GoOn => self.drained = false,
             LaneCommand::Note { changed, done } => {
                 self.changed.upgrade().iter().for_each(|before| before.close());
                 changed.upgrade().iter().for_each(|changed| changed.begin());
@@ -47,8 +48,11 @@ impl Lane {
                 while sink.expects() && !done.is_closed() {
                     lsn = self.arrive(sink, reader, group, lsn).await?;
                 }
-                // Whoever asked may be gone.
-                let _ = done.send(());
+                // When nobody waits for the answer any more, nobody would let it go on either.
+                self.drained = done.send(()).is_ok();
+            }
+            LaneCommand::Advance { done, .. } if self.drained => {
+                let _ = done.send(Err("its writes were being moved"));
             }
             LaneCommand::Advance { snapshot, until, mut done } => {
                 tokio::select! {

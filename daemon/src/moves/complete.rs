@@ -16,7 +16,7 @@ use schemas::{Phase, TableName};
 
 use super::cutover::not_ready;
 use super::verify::{Held, verify_and_hold, verify_anew};
-use super::{Context, Moving, StepError, cutover, hooks, reverse, stages};
+use super::{Context, Moving, StepError, cutover, driver, hooks, reverse, stages};
 
 /// Rows that are deleted in one transaction.
 const BATCH_ROWS: u32 = 1_000;
@@ -108,6 +108,10 @@ pub async fn prepare_return(context: &Context, moving: &Moving) -> Result<Comple
 
 /// Does it; whatever was done already is not done again.
 pub(super) async fn complete(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
+    // Where it was asked for right after the flip.
+    if moving.spool().is_some() {
+        driver::close_lane(context, moving).await?;
+    }
     reverse::discard(context, moving).await?;
     let record = moving.record();
     let (keep, empty) = record.completion.as_ref().map_or((false, false), |done| (done.keep_source, done.empty));

@@ -17,6 +17,7 @@ use schemas::Phase;
 use schemas::phase::Event;
 use schemas::record::{Fault, MoveRecord};
 use schemas::status::CutoverReport;
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::recheck::Recheck;
 use super::{Context, Moving, StepError, driver, hooks, sequences};
@@ -32,8 +33,9 @@ const FENCE_PATIENCE: Duration = Duration::from_secs(5);
 const HOLD_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the side that is shut is held beyond the pause.
 const MARGIN: Duration = Duration::from_secs(5);
-/// How long to wait for another cutover or rehearsal of the move before it is said that there is one.
-const TURN_PATIENCE: Duration = Duration::from_millis(500);
+/// How long to wait for another cutover or rehearsal of the move before it is said that there is one: longer than for the end of one
+/// whose phase has been told already.
+const TURN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The code of a refusal that names rows by their keys.
 pub const NOT_EQUAL: &str = "not_equal";
@@ -69,12 +71,34 @@ impl Wish {
     }
 
     /// What its hooks are called.
-    fn hooks(self) -> (&'static str, &'static str) {
+    fn hook_names(self) -> (&'static str, &'static str) {
         match self {
             Wish::RollBack => ("before_rollback", "after_rollback"),
             Wish::CutOver | Wish::Rehearse => ("before_cutover", "after_cutover"),
         }
     }
+
+    /// What runs before anybody waits, and after it was done.
+    fn hooks(self, context: &Context) -> (Option<&Vec<String>>, Option<&Vec<String>>) {
+        let hooks = &context.config.hooks;
+        match self {
+            Wish::Rehearse => (None, None),
+            Wish::CutOver => (hooks.before_cutover.as_ref(), hooks.after_cutover.as_ref()),
+            Wish::RollBack => (hooks.before_rollback.as_ref(), hooks.after_rollback.as_ref()),
+        }
+    }
+}
+
+/// Whose turn it is to cut the move over, or to rehearse that, until its driver is at what comes then.
+pub async fn turn(moving: &Moving) -> Result<MutexGuard<'_, ()>, StepError> {
+    within_reason(moving, &moving.turn).await
+}
+
+/// Waits for who is at it, but not for long.
+async fn within_reason<'a>(moving: &Moving, one: &'a Mutex<()>) -> Result<MutexGuard<'a, ()>, StepError> {
+    let one = tokio::time::timeout(TURN_PATIENCE, one.lock()).await;
+    let why = "it is being cut over or rehearsed already";
+    one.map_err(|_| not_ready(&moving.record(), why, "wait for that to end"))
 }
 
 /// Moves the tenant's writes, or shows how long that would take. They wait for at most `max_pause`; whatever stands in the way,
@@ -87,9 +111,7 @@ pub async fn cut_over(
 ) -> Result<CutoverReport, StepError> {
     let record = moving.record();
     // What an earlier one left may just be taken away.
-    let one = tokio::time::timeout(TURN_PATIENCE, moving.cutover.lock()).await;
-    let _one =
-        one.map_err(|_| not_ready(&record, "it is being cut over or rehearsed already", "wait for that to end"))?;
+    let _one = within_reason(moving, &moving.cutover).await?;
     allowed(moving, wish)?;
     let _rehearsing = (wish == Wish::Rehearse).then(|| Rehearsing::of(moving));
     let stop = moving.stop.subscribe();
@@ -102,8 +124,10 @@ pub async fn cut_over(
     };
     let done = match done {
         Ok((report, connections)) => {
+            let (hook, name) = (wish.hooks(context).1, wish.hook_names().1);
+            let hook = hooks::report(hook, name, &record.tenant);
             tokio::select! {
-                () = after::leave(connections) => {}
+                ((), ()) = async { tokio::join!(hook, after::leave(connections)) } => {}
                 () = stop::told(&stop) => {}
             }
             Ok(report)
@@ -202,28 +226,25 @@ async fn prepared(
     match wish {
         Wish::RollBack => sequences::refill_schema(context, moving).await?,
         Wish::CutOver | Wish::Rehearse => {
-            sequences::give_blocks(context, moving).await?;
+            sequences::give_blocks(context, moving, &switch.from.tables).await?;
             steps.took("sequences");
         }
     }
-    let hooks = &context.config.hooks;
-    let (before, after) = match wish {
-        Wish::Rehearse => (None, None),
-        Wish::CutOver => (hooks.before_cutover.as_ref(), hooks.after_cutover.as_ref()),
-        Wish::RollBack => (hooks.before_rollback.as_ref(), hooks.after_rollback.as_ref()),
-    };
-    hooks::run(before, wish.hooks().0, &record.tenant).await.map_err(StepError::Fault)?;
+    let before = wish.hooks(context).0;
+    hooks::run(before, wish.hook_names().0, &record.tenant).await.map_err(StepError::Fault)?;
     if before.is_some() {
         steps.took("before");
     }
     let done = switch.run(steps).await;
-    match moving.record().phase {
-        _ if done.is_ok() => hooks::report(after, wish.hooks().1, &record.tenant).await,
+    let resolved = match moving.record().phase {
         // Nothing is lost by trying at once; otherwise the move's driver does.
-        Phase::CuttingOver | Phase::RollingBack => resolve(context, moving).await?,
-        _ => {}
-    }
-    Ok((done?, switch.connections))
+        Phase::CuttingOver | Phase::RollingBack => resolve(context, moving).await,
+        _ => Ok(()),
+    };
+    // In another phase the driver begins anew.
+    let connections = if moving.record().phase == record.phase { Vec::new() } else { switch.end() };
+    resolved?;
+    Ok((done?, connections))
 }
 
 /// Why the lane back cannot be asked.

@@ -63,7 +63,8 @@ impl Recheck {
         let back = record.back.is_some();
         let (home, own) = if back { (&target.url, source) } else { (source, &target.url) };
         let (home, own) = tokio::try_join!(client::connect(home, "recheck"), client::connect(own, "recheck"))?;
-        let tables = both(&record, verify::tables(context, moving, &target).await?, &own).await?;
+        let compared = verify::tables(context, moving, &target).await?;
+        let tables = both(&record, compared.clone(), &own).await?;
         let known = super::lock(&moving.certificate).clone();
         let shapes = shapes(&tables, (&home, &own)).await?;
         let silent = writes_unseen(&tables, back, if back { &home } else { &own }).await?;
@@ -71,7 +72,7 @@ impl Recheck {
         let (anew, certificate) = match holds {
             Some(certificate) => (false, certificate),
             None => {
-                let (report, certificate) = verify::certify(context, moving).await?;
+                let (report, certificate) = verify::certify(context, moving, compared).await?;
                 let why = || format!("source and target are not equal: {}", differing(&report.tables));
                 let unequal = || not_ready(&record, &why(), "`carveout verify` names the rows");
                 (true, certificate.ok_or_else(unequal)?)

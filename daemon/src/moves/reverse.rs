@@ -37,24 +37,25 @@ pub struct Reverse {
     pipeline: Mutex<Option<(watch::Sender<bool>, JoinHandle<()>)>>,
 }
 
-/// The move's tables, each with its name at the source and as it stands in the target, where all of it is the tenant's.
-/// Reference tables are nobody's: they do not come back.
-pub async fn own_tables(context: &Context, moving: &Moving) -> Result<Vec<(TableName, Owned)>, StepError> {
-    let record = moving.record();
-    let target = context.target(&record)?;
+/// The move's tables, as the source has them, each with its name there and as it stands in the target, where all of it is the
+/// tenant's. Reference tables are nobody's: they do not come back.
+pub async fn own_tables(
+    context: &Context,
+    moving: &Moving,
+    tables: &[Owned],
+) -> Result<Vec<(TableName, Owned)>, StepError> {
+    let target = context.target(&moving.record())?;
     let plan = moving.sink_plan(&target, 0);
     let client = client::connect(&target.url, "plan").await?;
-    let tenants = context.read_by(&record).await?;
-    let tenants = tenants.into_iter().filter(|owned| !matches!(owned.path, Path::Reference));
     let (mut homes, mut names) = (Vec::new(), Vec::new());
-    for owned in tenants {
-        let column = match owned.path {
-            Path::Key { column, .. } => Some(column),
-            Path::Whole(column) => column,
+    for owned in tables.iter().filter(|owned| !matches!(owned.path, Path::Reference)) {
+        let column = match &owned.path {
+            Path::Key { column, .. } => Some(column.clone()),
+            Path::Whole(column) => column.clone(),
             _ => None,
         };
         names.push((plan.target_name(&owned.table.name), column));
-        homes.push(owned.table.name);
+        homes.push(owned.table.name.clone());
     }
     Ok(homes.into_iter().zip(whole(&client, names).await?).collect())
 }
@@ -72,11 +73,16 @@ pub(super) async fn whole(
     })
 }
 
-/// Prepares the target's database, and opens the lane: from here on what is written there is spooled. Its rows are copied
-/// first, or both sides hold the same.
-pub async fn open(context: &Arc<Context>, moving: &Arc<Moving>, phase: Phase) -> Result<Arc<Reverse>, StepError> {
+/// Prepares the target's database, and opens the lane: from here on what is written to these tables there is spooled. Their rows are
+/// copied first, or both sides hold the same.
+pub async fn open(
+    context: &Arc<Context>,
+    moving: &Arc<Moving>,
+    tables: &[Owned],
+    phase: Phase,
+) -> Result<Arc<Reverse>, StepError> {
     let record = moving.record();
-    let own = own_tables(context, moving).await?;
+    let own = own_tables(context, moving, tables).await?;
     let (homes, tables): (Vec<TableName>, Vec<Owned>) = own.into_iter().unzip();
     let back = MoveRecord { phase, ..planned(context, &record, homes, &tables)? };
     let id = back.id;
@@ -227,7 +233,8 @@ pub(super) async fn come_home(context: &Arc<Context>, moving: &Arc<Moving>) -> R
         // Half made, or of no use any more.
         _ => {
             discard(context, moving).await?;
-            open(context, moving, Phase::Copying).await?
+            let tables = context.read_by(&moving.record()).await?;
+            open(context, moving, &tables, Phase::Copying).await?
         }
     };
     moving.set_reverse(Some(Arc::clone(&reverse)));

@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
+use connectors::postgres::policy::{Owned, Path};
 use connectors::postgres::sequences::{self, Block, Pair};
 use connectors::postgres::{Client, client};
 use schemas::TableName;
 use schemas::record::GivenBlock;
 
-use super::{Context, Moving, StepError, reverse};
+use super::{Context, Moving, StepError};
 
 /// How often is looked how much of the blocks is used.
 const EVERY: Duration = Duration::from_secs(1);
@@ -31,9 +32,11 @@ impl Sides {
     }
 }
 
-pub(super) async fn sides(context: &Context, moving: &Moving) -> Result<Sides, StepError> {
+/// Those from which these tables draw, as the source has them.
+pub(super) async fn sides(context: &Context, moving: &Moving, tables: &[Owned]) -> Result<Sides, StepError> {
     let record = moving.record();
     let target = context.target(&record)?;
+    let plan = moving.sink_plan(&target, 0);
     let home = client::connect(&context.config.source.url, "sequences").await?;
     let guest = client::connect(&target.url, "sequences").await?;
     // A tenant that goes on from a schema gets what is reserved for it among all tenants.
@@ -41,8 +44,8 @@ pub(super) async fn sides(context: &Context, moving: &Moving) -> Result<Sides, S
         let place = record.tables.iter().position(|table| *table == name);
         place.map_or(name, |place| record.models()[place].clone())
     };
-    let own = reverse::own_tables(context, moving).await?.into_iter();
-    let tables: Vec<(TableName, TableName)> = own.map(|(home, own)| (shared(home), own.table.name)).collect();
+    let own = tables.iter().filter(|owned| !matches!(owned.path, Path::Reference)).map(|owned| &owned.table.name);
+    let tables: Vec<(TableName, TableName)> = own.map(|home| (shared(home.clone()), plan.target_name(home))).collect();
     let (homes, guests): (Vec<TableName>, Vec<TableName>) = tables.iter().cloned().unzip();
     let of_home = sequences::of_tables(&home, &homes).await?;
     let of_guest = sequences::of_tables(&guest, &guests).await?;
@@ -52,8 +55,8 @@ pub(super) async fn sides(context: &Context, moving: &Moving) -> Result<Sides, S
 }
 
 /// Reserves a block for every sequence that has none left, and gives it to the target.
-pub(super) async fn give_blocks(context: &Context, moving: &Moving) -> Result<(), StepError> {
-    let mut sides = sides(context, moving).await?;
+pub(super) async fn give_blocks(context: &Context, moving: &Moving, tables: &[Owned]) -> Result<(), StepError> {
+    let mut sides = sides(context, moving, tables).await?;
     if let (Some(mut schema), Some(earlier)) = (schema_sides(context, moving).await?, moving.earlier()) {
         // What the tenant drew there while nobody reserved any, and what it draws there until its writes have moved.
         fill(context, earlier, &mut schema).await?;
@@ -99,10 +102,17 @@ pub(super) async fn keep_filled(context: &Context, moving: &Moving) {
     let mut known = None;
     loop {
         tokio::time::sleep(EVERY).await;
+        // It has just come back.
+        if !moving.record().phase.lives_in_target() {
+            continue;
+        }
         let filled = async {
             let sides = match &mut known {
                 Some(sides) => sides,
-                None => known.insert(sides(context, moving).await?),
+                None => {
+                    let tables = context.read_by(&moving.record()).await?;
+                    known.insert(sides(context, moving, &tables).await?)
+                }
             };
             fill(context, moving, sides).await
         };

@@ -73,20 +73,21 @@ enum Manner {
 
 /// Compares every table of the move.
 pub async fn verify(context: &Context, moving: &Moving) -> Result<VerifyReport, StepError> {
-    Ok(verify_at(context, moving, Manner::GoesOn).await?.report)
+    Ok(verify_at(context, moving, None, Manner::GoesOn).await?.report)
 }
 
 /// The same, and reads all rows.
 pub(super) async fn verify_anew(context: &Context, moving: &Moving) -> Result<VerifyReport, StepError> {
-    Ok(verify_at(context, moving, Manner::Anew).await?.report)
+    Ok(verify_at(context, moving, None, Manner::Anew).await?.report)
 }
 
 /// The same for somebody who goes by it; without a certificate the sides are not equal.
 pub(super) async fn certify(
     context: &Context,
     moving: &Moving,
+    tables: Vec<Compared>,
 ) -> Result<(VerifyReport, Option<Certificate>), StepError> {
-    let verified = verify_at(context, moving, Manner::GoesOn).await?;
+    let verified = verify_at(context, moving, Some(tables), Manner::GoesOn).await?;
     Ok((verified.report, verified.certificate))
 }
 
@@ -105,7 +106,7 @@ pub(super) async fn verify_and_hold(
     context: &Context,
     moving: &Moving,
 ) -> Result<(VerifyReport, Client, Option<Held>), StepError> {
-    let verified = verify_at(context, moving, Manner::Stays).await?;
+    let verified = verify_at(context, moving, None, Manner::Stays).await?;
     Ok((verified.report, verified.client, verified.held))
 }
 
@@ -126,7 +127,12 @@ fn can_be_compared(record: &MoveRecord) -> Result<(), StepError> {
     Err(refuse(record, message, next))
 }
 
-async fn verify_at(context: &Context, moving: &Moving, manner: Manner) -> Result<Verified, StepError> {
+async fn verify_at(
+    context: &Context,
+    moving: &Moving,
+    known: Option<Vec<Compared>>,
+    manner: Manner,
+) -> Result<Verified, StepError> {
     let record = moving.record();
     can_be_compared(&record)?;
     let _verifying = Verifying::begin(moving)?;
@@ -135,7 +141,10 @@ async fn verify_at(context: &Context, moving: &Moving, manner: Manner) -> Result
     let mut begun = super::lock(&moving.certificate).clone().filter(Certificate::is_begun);
     begun.take_if(|_| manner != Manner::GoesOn);
     let target = context.target(&record)?;
-    let tables = tables(context, moving, &target).await?;
+    let tables = match known {
+        Some(tables) => tables,
+        None => tables(context, moving, &target).await?,
+    };
     let began = Instant::now();
     let (mut certificate, report, client, held) = loop {
         let changed = Arc::new(Changed::default());

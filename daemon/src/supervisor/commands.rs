@@ -282,15 +282,24 @@ impl Supervisor {
         // In a task of its own: what it holds is let go even when nobody waits for the answer any more.
         let supervisor = Arc::clone(self);
         let report = tokio::spawn(async move {
+            let _turn = match cutover::turn(&entry.moving).await.map_err(Refusal::from) {
+                Ok(turn) => turn,
+                Err(refusal) => {
+                    entry.moving.tell(wish.word(), refused(&refusal));
+                    return Err(refusal);
+                }
+            };
             let before = entry.moving.record().phase;
             let meant = meant(wish, &entry.moving.record());
             let report = cut_over(&supervisor.context, &entry.moving, meant, max_pause).await.map_err(Refusal::from);
             let told = report.as_ref().map_or_else(refused, cut);
             entry.moving.tell(wish.word(), told);
+            // Whoever has stopped it after the flip knows what comes then.
+            let stopped = report.is_ok() && *entry.moving.stop.borrow();
             let _one = supervisor.commands.lock().await;
             // Its driver runs the lane that was; or the flip has to be looked for.
             let after = entry.moving.record();
-            if after.phase != before && !*supervisor.stop.borrow() {
+            if after.phase != before && !stopped && !*supervisor.stop.borrow() {
                 Self::stop_driver(&entry).await;
                 if !after.paused || super::between_fences(after.phase) {
                     supervisor.spawn_driver(&entry);

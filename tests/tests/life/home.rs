@@ -146,7 +146,7 @@ async fn assert_shut(source: &tokio_postgres::Client, tenant: &str) -> Result<()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schema_past_its_block_and_its_database_draw_different_values() -> Result<()> {
     let gate = Gate::new().await?;
-    let stage = Stage::open_with("", &gate.hook()).await?;
+    let stage = Stage::open_with("", &gate.hook("before_cutover")).await?;
     let source = stage.scene.source_client().await?;
     stage.complete("1", "schema").await?;
     // Long ago it went past its block.

@@ -142,7 +142,7 @@ async fn what_is_too_much_for_the_pause_is_compared_in_rounds() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_verify_beside_a_cutover_takes_nothing_from_it() -> Result<()> {
     let gate = Gate::new().await?;
-    let stage = Stage::open_with("", &gate.hook()).await?;
+    let stage = Stage::open_with("", &gate.hook("before_cutover")).await?;
     let source = stage.scene.source_client().await?;
     source.batch_execute("INSERT INTO accounts VALUES (9999, 1, 1, 0)").await?;
     stage.carve("1", "database").await?;

@@ -109,9 +109,13 @@ fn still_has_a_lane(context: &Context, moving: &Moving) -> Result<(), StepError>
 pub(in crate::moves) async fn clear_up(context: &Arc<Context>, moving: &Arc<Moving>) {
     while moving.record().leaves_something() {
         let one = moving.cutover.lock().await;
-        let Err(error) = take_away(context, moving, false).await else { return };
+        let record = moving.record();
+        // Whoever had the lock may have moved the writes.
+        if record.phase == Phase::Following && record.leaves_something() {
+            let Err(error) = take_away(context, moving, false).await else { return };
+            tracing::info!(%error, "what a cutover left could not be taken away yet; trying again");
+        }
         drop(one);
-        tracing::info!(%error, "what a cutover left could not be taken away yet; trying again");
         tokio::time::sleep(AGAIN).await;
     }
 }

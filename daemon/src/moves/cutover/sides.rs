@@ -38,8 +38,9 @@ impl Side {
 pub(super) async fn sides(context: &Context, moving: &Moving) -> Result<(Side, Side), StepError> {
     let record = moving.record();
     let (source, target) = ends(context, &record)?;
-    let own = reverse::own_tables(context, moving).await?.into_iter().map(|(_, owned)| owned).collect();
-    Ok((Side { tables: context.read_by(&record).await?, ..source }, Side { tables: own, ..target }))
+    let tables = context.read_by(&record).await?;
+    let own = reverse::own_tables(context, moving, &tables).await?.into_iter().map(|(_, owned)| owned).collect();
+    Ok((Side { tables, ..source }, Side { tables: own, ..target }))
 }
 
 /// The same without the tables.

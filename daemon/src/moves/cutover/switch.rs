@@ -1,15 +1,15 @@
 //! Moving the writes from one side to the other, step by step; what is done while they wait is all here.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use connectors::postgres::fence::{self, Held};
-use connectors::postgres::policy::Path;
+use connectors::postgres::policy::{Owned, Path};
 use connectors::postgres::{Client, client, control, snapshot};
 use schemas::record::{MoveRecord, Proof};
 use schemas::status::{CutoverReport, StepReport};
 use schemas::{Lsn, Phase};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::super::recheck::Recheck;
 use super::super::reverse::{self, Reverse};
@@ -50,14 +50,17 @@ pub(super) struct Switch<'a> {
     pub lane: (Arc<Context>, Arc<Moving>),
     /// The lane back; `None`: it is the move's own, or there will be none.
     next: Option<Arc<Reverse>>,
-    from: Side,
+    /// Where the tenant lives.
+    pub from: Side,
     to: Side,
     /// Of a rollback: those that the source goes on with.
     sequences: Option<tokio::sync::Mutex<sequences::Sides>>,
     /// What is compared once more; `None` where nothing is.
     pub recheck: Option<Recheck>,
+    /// What brought the changes there until the barrier.
+    drained: Mutex<Option<Drained>>,
     /// What a flip has no more use for.
-    pub connections: Vec<Client>,
+    connections: Vec<Client>,
 }
 
 impl<'a> Switch<'a> {
@@ -72,9 +75,9 @@ impl<'a> Switch<'a> {
         let config = &context.config.tenant_strategy.migration_config;
         if wish == Wish::RollBack {
             let reverse = way_back(moving, config.validation_enabled)?;
-            forward_again(context, moving).await?;
+            forward_again(context, moving, &source.tables).await?;
             let lane = (Arc::clone(&reverse.context), Arc::clone(&reverse.moving));
-            let sequences = Some(tokio::sync::Mutex::new(sequences::sides(context, moving).await?));
+            let sequences = Some(tokio::sync::Mutex::new(sequences::sides(context, moving, &source.tables).await?));
             let (from, to) = (target, source);
             return Ok(Switch {
                 context,
@@ -87,18 +90,19 @@ impl<'a> Switch<'a> {
                 to,
                 sequences,
                 recheck: None,
+                drained: Mutex::default(),
                 connections: Vec::new(),
             });
         }
         take_away(context, moving, false).await?;
         moving.update(&context.store, |record| record.fenced = true)?;
         let next = match config.rollback_enabled || moving.record().returning {
-            true => Some(reverse::open(context, moving, Phase::Following).await?),
+            true => Some(reverse::open(context, moving, &source.tables, Phase::Following).await?),
             false => None,
         };
         let (lane, from, to) = ((Arc::clone(context), Arc::clone(moving)), source, target);
-        let (sequences, recheck, connections) = (None, None, Vec::new());
-        Ok(Switch { context, moving, wish, max_pause, lane, next, from, to, sequences, recheck, connections })
+        let (sequences, recheck, drained, connections) = (None, None, Mutex::default(), Vec::new());
+        Ok(Switch { context, moving, wish, max_pause, lane, next, from, to, sequences, recheck, drained, connections })
     }
 
     pub async fn run(&mut self, mut steps: Steps) -> Result<CutoverReport, StepError> {
@@ -192,6 +196,12 @@ impl<'a> Switch<'a> {
         finish(self.context, self.moving, Some(pause))
     }
 
+    /// The writes have moved: what brought the changes there has nothing more to bring. The connections of which there is no more use.
+    pub fn end(self) -> Vec<Client> {
+        lock(&self.drained).iter_mut().for_each(|drained| drained.0 = None);
+        self.connections
+    }
+
     /// Few keys are left for the pause.
     async fn narrow(&mut self, steps: &mut Steps) -> Result<(), StepError> {
         if let Some(recheck) = &mut self.recheck
@@ -234,7 +244,7 @@ impl<'a> Switch<'a> {
         self.guarded(held.wanting(&self.from.tables).await?)?;
         let lsn = held.barrier(here).await?;
         steps.took("barrier");
-        drain(&self.lane.1, lsn).await?;
+        *lock(&self.drained) = Some(drain(&self.lane.1, lsn).await?);
         steps.took("drain");
         Ok(lsn)
     }
@@ -268,13 +278,27 @@ impl<'a> Switch<'a> {
     }
 }
 
+/// A lane that was drained. Dropped, it goes on.
+struct Drained(Option<mpsc::Sender<LaneCommand>>);
+
+impl Drop for Drained {
+    fn drop(&mut self) {
+        let Some(lane) = self.0.take() else { return };
+        // It takes one command at a time and few wait; a full queue means that it is gone.
+        if lane.try_send(LaneCommand::GoOn).is_err() {
+            tracing::debug!("the lane is gone; nothing to let go on");
+        }
+    }
+}
+
 /// Waits until the lane's sink holds everything before the barrier.
-async fn drain(moving: &Moving, barrier: Lsn) -> Result<(), StepError> {
+async fn drain(moving: &Moving, barrier: Lsn) -> Result<Drained, StepError> {
     let lost = || not_ready(&moving.record(), "its lane is not running", "carveout status");
     let commands = moving.lane().ok_or_else(lost)?;
     let (done, drained) = oneshot::channel();
     commands.send(LaneCommand::Drain { until: barrier, done }).await.map_err(|_| lost())?;
-    drained.await.map_err(|_| lost())
+    drained.await.map_err(|_| lost())?;
+    Ok(Drained(Some(commands)))
 }
 
 /// The lane back, fit to move the writes by.
@@ -300,15 +324,13 @@ fn way_back(moving: &Moving, validates: bool) -> Result<Arc<Reverse>, StepError>
 }
 
 /// The forward lane is opened anew: what the lane back has written until the flip, its target has.
-async fn forward_again(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
+async fn forward_again(context: &Arc<Context>, moving: &Arc<Moving>, tables: &[Owned]) -> Result<(), StepError> {
     driver::close_lane(context, moving).await?;
     // No record says any more that the lane held anything.
     if !context.pipeline.recorded().await? {
         return Err(not_ready(&moving.record(), "the source does not stream", "carveout status"));
     }
-
-    let tables = context.read_by(&moving.record()).await?;
-    driver::open_lane(context, moving, &tables).await
+    driver::open_lane(context, moving, tables).await
 }
 
 /// What stands in the way for now is an answer; the rest is an error.
