@@ -105,8 +105,10 @@ pub enum LaneCommand {
     Drain {
         /// Every transaction that counts ends at or before this position.
         until: Lsn,
-        /// The target holds all of them.
-        done: oneshot::Sender<()>,
+        /// The target holds all of them; who is answered lets the lane go on.
+        done: oneshot::Sender<Drained>,
+        /// The answer: whoever gives up drops it.
+        drained: Drained,
     },
     /// From here on, note the rows that are changed there and nowhere else, as long as somebody has it.
     Note {
@@ -119,6 +121,31 @@ pub enum LaneCommand {
     Release,
     /// No longer drained.
     GoOn,
+}
+
+/// A lane that is drained. Dropped, it goes on.
+pub struct Drained(Option<mpsc::Sender<LaneCommand>>);
+
+impl Drained {
+    /// Of the lane that takes these commands.
+    pub fn of(lane: mpsc::Sender<LaneCommand>) -> Drained {
+        Drained(Some(lane))
+    }
+
+    /// It never goes on.
+    pub fn stay(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Drained {
+    fn drop(&mut self) {
+        let Some(lane) = self.0.take() else { return };
+        // It takes one command at a time and few wait; a full queue means that it is gone.
+        if lane.try_send(LaneCommand::GoOn).is_err() {
+            tracing::debug!("the lane is gone; nothing to let go on");
+        }
+    }
 }
 
 /// How a lane hears of partitions.
@@ -322,7 +349,7 @@ impl Lane {
                     changed.map_err(|_| End::Stopped)?;
                 }
                 changed = sealed.changed(), if !self.stands() => changed.map_err(|_| End::Stopped)?,
-                () = tokio::time::sleep(if sink.expects() { LOOK_AGAIN } else { SHARE_AFTER }), if !self.stands() => {
+                () = tokio::time::sleep(if sink.expects() { LOOK_AGAIN } else { SHARE_AFTER }), if !self.held => {
                     if self.is_wanted() {
                         return Ok(End::Shared);
                     }
@@ -342,7 +369,7 @@ impl Lane {
 
     /// Whether others may be waiting for this lane's connection.
     fn is_wanted(&self) -> bool {
-        !self.stands() && self.connections.available_permits() == 0
+        !self.held && self.connections.available_permits() == 0
     }
 
     /// Waits until there is a reason to connect: a first comparison, something to apply, a command.

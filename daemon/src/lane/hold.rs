@@ -34,7 +34,7 @@ impl Lane {
                 // Whoever asked may be gone.
                 let _ = done.send(());
             }
-            LaneCommand::Drain { until, mut done } => {
+            LaneCommand::Drain { until, mut done, drained } => {
                 tokio::select! {
                     passed = self.stream_passed(until) => if !passed {
                         return Err(End::Stopped);
@@ -48,8 +48,9 @@ impl Lane {
                 while sink.expects() && !done.is_closed() {
                     lsn = self.arrive(sink, reader, group, lsn).await?;
                 }
-                // When nobody waits for the answer any more, nobody would let it go on either.
-                self.drained = done.send(()).is_ok();
+                self.drained = true;
+                // When nobody takes the answer any more, it goes on.
+                drop(done.send(drained));
             }
             LaneCommand::Advance { done, .. } if self.drained => {
                 let _ = done.send(Err("its writes were being moved"));

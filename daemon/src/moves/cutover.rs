@@ -34,7 +34,7 @@ const HOLD_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the side that is shut is held beyond the pause.
 const MARGIN: Duration = Duration::from_secs(5);
 /// How long to wait for another cutover or rehearsal of the move before it is said that there is one: longer than for the end of one
-/// whose phase has been told already.
+/// whose phase has been told already, unless a hook takes longer.
 const TURN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The code of a refusal that names rows by their keys.
@@ -124,10 +124,11 @@ pub async fn cut_over(
     };
     let done = match done {
         Ok((report, connections)) => {
-            let (hook, name) = (wish.hooks(context).1, wish.hook_names().1);
-            let hook = hooks::report(hook, name, &record.tenant);
+            let (hook, name, tenant) = (wish.hooks(context).1.cloned(), wish.hook_names().1, record.tenant.clone());
+            // Whoever holds the move meanwhile does not hold that.
+            let hook = tokio::spawn(async move { hooks::report(hook.as_ref(), name, &tenant).await });
             tokio::select! {
-                ((), ()) = async { tokio::join!(hook, after::leave(connections)) } => {}
+                _ = async { tokio::join!(hook, after::leave(connections)) } => {}
                 () = stop::told(&stop) => {}
             }
             Ok(report)

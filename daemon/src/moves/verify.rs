@@ -314,7 +314,7 @@ pub(super) async fn still(context: &Context, moving: &Moving, record: &MoveRecor
 }
 
 /// Whether the source's partitions, as `client` sees them, are those that the move knows.
-async fn same_partitions(context: &Context, moving: &Moving, client: &Client) -> Result<bool, StepError> {
+pub(super) async fn same_partitions(context: &Context, moving: &Moving, client: &Client) -> Result<bool, StepError> {
     let record = moving.record();
     if !record.published.is_partitioned() {
         return Ok(true);

@@ -294,12 +294,11 @@ impl Supervisor {
             let report = cut_over(&supervisor.context, &entry.moving, meant, max_pause).await.map_err(Refusal::from);
             let told = report.as_ref().map_or_else(refused, cut);
             entry.moving.tell(wish.word(), told);
-            // Whoever has stopped it after the flip knows what comes then.
-            let stopped = report.is_ok() && *entry.moving.stop.borrow();
             let _one = supervisor.commands.lock().await;
             // Its driver runs the lane that was; or the flip has to be looked for.
             let after = entry.moving.record();
-            if after.phase != before && !stopped && !*supervisor.stop.borrow() {
+            let anew = after.phase != before || report.is_err() && super::between_fences(after.phase);
+            if anew && !*supervisor.stop.borrow() {
                 Self::stop_driver(&entry).await;
                 if !after.paused || super::between_fences(after.phase) {
                     supervisor.spawn_driver(&entry);

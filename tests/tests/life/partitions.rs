@@ -3,6 +3,7 @@
 
 mod months;
 
+use daemon::demo::cluster::signal;
 use tests::binary;
 use tokio_postgres::Client;
 
@@ -311,5 +312,35 @@ async fn behind_the_flip_a_lane_writes_nothing_over_what_the_tenant_writes() -> 
     .await?;
     cli(&stage.config, &["verify", "1"]).await?;
     ensure!(kept(&target).await? == 1, "what was written in the target is gone");
+    stage.daemon.assert_no_errors(&[])
+}
+
+/// Invariant 1: partitions that came or went so late that the lane has not heard of it stop the writes from moving.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_goes_at_the_last_moment_stops_the_cutover() -> Result<()> {
+    let gate = Gate::new().await?;
+    let scene = Scene::empty(ClusterOptions::default(), ClusterOptions::default()).await?;
+    let stage = Stage::of(scene, PARTITIONED, &configuration("", &gate.hook("before_cutover"))).await?;
+    stage.carve("1", "database").await?;
+    let (source, target) = (stage.scene.source_client().await?, stage.scene.target_client("bid_1").await?);
+    let asked = gate.cut_over(&stage.config).await?;
+    let watch =
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'carveout watch' AND datname = current_database()";
+    let watch = until("who looks at the source", SOON, async || Ok(source.query_one(watch, &[]).await?)).await?;
+    let watch = watch.get::<_, i32>(0).unsigned_abs();
+    signal(watch, "STOP")?;
+    let refused = async {
+        source.batch_execute("ALTER TABLE hits DETACH PARTITION hits_low").await?;
+        gate.open()?;
+        asked.await?
+    };
+    let refused = refused.await;
+    signal(watch, "CONT")?;
+    let refused = refused?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(refused.status.code() == Some(1) && said.contains("partitions of its tables came or went"), "{refused:?}");
+    let report = until("a cutover", SOON, async || stage.json(&["cutover", "1"]).await).await?;
+    ensure!(report["route"]["isolation"] == "database", "{report}");
+    oracle::assert_equal(&source, "public.hits", "bid = 1", &target, "public.hits").await?;
     stage.daemon.assert_no_errors(&[])
 }

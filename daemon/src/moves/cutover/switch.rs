@@ -4,20 +4,20 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use connectors::postgres::fence::{self, Held};
-use connectors::postgres::policy::{Owned, Path};
+use connectors::postgres::policy::Path;
 use connectors::postgres::{Client, client, control, snapshot};
 use schemas::record::{MoveRecord, Proof};
 use schemas::status::{CutoverReport, StepReport};
 use schemas::{Lsn, Phase};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::super::recheck::Recheck;
 use super::super::reverse::{self, Reverse};
-use super::super::{Context, Moving, StepError, driver, lock, sequences};
+use super::super::{Context, Moving, StepError, driver, lock, sequences, verify};
 use super::after::{finish, released, take_away};
 use super::sides::{Side, sides};
 use super::{FENCE_PATIENCE, HOLD_PATIENCE, MARGIN, Wish, no_way_back, not_ready};
-use crate::lane::LaneCommand;
+use crate::lane::{Drained, LaneCommand};
 
 /// How long each step takes.
 pub(super) struct Steps {
@@ -75,7 +75,7 @@ impl<'a> Switch<'a> {
         let config = &context.config.tenant_strategy.migration_config;
         if wish == Wish::RollBack {
             let reverse = way_back(moving, config.validation_enabled)?;
-            forward_again(context, moving, &source.tables).await?;
+            forward_again(context, moving).await?;
             let lane = (Arc::clone(&reverse.context), Arc::clone(&reverse.moving));
             let sequences = Some(tokio::sync::Mutex::new(sequences::sides(context, moving, &source.tables).await?));
             let (from, to) = (target, source);
@@ -198,7 +198,7 @@ impl<'a> Switch<'a> {
 
     /// The writes have moved: what brought the changes there has nothing more to bring. The connections of which there is no more use.
     pub fn end(self) -> Vec<Client> {
-        lock(&self.drained).iter_mut().for_each(|drained| drained.0 = None);
+        lock(&self.drained).take().into_iter().for_each(Drained::stay);
         self.connections
     }
 
@@ -245,6 +245,11 @@ impl<'a> Switch<'a> {
         let lsn = held.barrier(here).await?;
         steps.took("barrier");
         *lock(&self.drained) = Some(drain(&self.lane.1, lsn).await?);
+        // What came or went with them is in no stream, and the lane takes nothing any more.
+        if !verify::same_partitions(&self.lane.0, &self.lane.1, here).await? {
+            let why = "partitions of its tables came or went just now";
+            return Err(not_ready(&self.moving.record(), why, "try again"));
+        }
         steps.took("drain");
         Ok(lsn)
     }
@@ -278,27 +283,14 @@ impl<'a> Switch<'a> {
     }
 }
 
-/// A lane that was drained. Dropped, it goes on.
-struct Drained(Option<mpsc::Sender<LaneCommand>>);
-
-impl Drop for Drained {
-    fn drop(&mut self) {
-        let Some(lane) = self.0.take() else { return };
-        // It takes one command at a time and few wait; a full queue means that it is gone.
-        if lane.try_send(LaneCommand::GoOn).is_err() {
-            tracing::debug!("the lane is gone; nothing to let go on");
-        }
-    }
-}
-
 /// Waits until the lane's sink holds everything before the barrier.
 async fn drain(moving: &Moving, barrier: Lsn) -> Result<Drained, StepError> {
     let lost = || not_ready(&moving.record(), "its lane is not running", "carveout status");
     let commands = moving.lane().ok_or_else(lost)?;
-    let (done, drained) = oneshot::channel();
-    commands.send(LaneCommand::Drain { until: barrier, done }).await.map_err(|_| lost())?;
-    drained.await.map_err(|_| lost())?;
-    Ok(Drained(Some(commands)))
+    let (done, answer) = oneshot::channel();
+    let drained = Drained::of(commands.clone());
+    commands.send(LaneCommand::Drain { until: barrier, done, drained }).await.map_err(|_| lost())?;
+    answer.await.map_err(|_| lost())
 }
 
 /// The lane back, fit to move the writes by.
@@ -324,13 +316,15 @@ fn way_back(moving: &Moving, validates: bool) -> Result<Arc<Reverse>, StepError>
 }
 
 /// The forward lane is opened anew: what the lane back has written until the flip, its target has.
-async fn forward_again(context: &Arc<Context>, moving: &Arc<Moving>, tables: &[Owned]) -> Result<(), StepError> {
+async fn forward_again(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), StepError> {
     driver::close_lane(context, moving).await?;
     // No record says any more that the lane held anything.
     if !context.pipeline.recorded().await? {
         return Err(not_ready(&moving.record(), "the source does not stream", "carveout status"));
     }
-    driver::open_lane(context, moving, tables).await
+    // Not before: the way of every tenant's rows goes by what was read last.
+    let tables = context.read_by(&moving.record()).await?;
+    driver::open_lane(context, moving, &tables).await
 }
 
 /// What stands in the way for now is an answer; the rest is an error.
