@@ -70,21 +70,17 @@ impl Wish {
         }
     }
 
-    /// What its hooks are called.
-    fn hook_names(self) -> (&'static str, &'static str) {
-        match self {
-            Wish::RollBack => ("before_rollback", "after_rollback"),
-            Wish::CutOver | Wish::Rehearse => ("before_cutover", "after_cutover"),
-        }
-    }
-
-    /// What runs before anybody waits, and after it was done.
-    fn hooks(self, context: &Context) -> (Option<&Vec<String>>, Option<&Vec<String>>) {
+    /// What runs before anybody waits, and after it was done, each with its name.
+    fn hooks(self, context: &Context) -> [(Option<&Vec<String>>, &'static str); 2] {
         let hooks = &context.config.hooks;
         match self {
-            Wish::Rehearse => (None, None),
-            Wish::CutOver => (hooks.before_cutover.as_ref(), hooks.after_cutover.as_ref()),
-            Wish::RollBack => (hooks.before_rollback.as_ref(), hooks.after_rollback.as_ref()),
+            Wish::Rehearse => [(None, "before_cutover"), (None, "after_cutover")],
+            Wish::CutOver => {
+                [(hooks.before_cutover.as_ref(), "before_cutover"), (hooks.after_cutover.as_ref(), "after_cutover")]
+            }
+            Wish::RollBack => {
+                [(hooks.before_rollback.as_ref(), "before_rollback"), (hooks.after_rollback.as_ref(), "after_rollback")]
+            }
         }
     }
 }
@@ -124,7 +120,8 @@ pub async fn cut_over(
     };
     let done = match done {
         Ok((report, connections)) => {
-            let (hook, name, tenant) = (wish.hooks(context).1.cloned(), wish.hook_names().1, record.tenant.clone());
+            let [_, (hook, name)] = wish.hooks(context);
+            let (hook, tenant) = (hook.cloned(), record.tenant.clone());
             // Whoever holds the move meanwhile does not hold that.
             let hook = tokio::spawn(async move { hooks::report(hook.as_ref(), name, &tenant).await });
             tokio::select! {
@@ -231,8 +228,8 @@ async fn prepared(
             steps.took("sequences");
         }
     }
-    let before = wish.hooks(context).0;
-    hooks::run(before, wish.hook_names().0, &record.tenant).await.map_err(StepError::Fault)?;
+    let [(before, name), _] = wish.hooks(context);
+    hooks::run(before, name, &record.tenant).await.map_err(StepError::Fault)?;
     if before.is_some() {
         steps.took("before");
     }

@@ -27,9 +27,9 @@ async fn assert_undisturbed(others: Clients, source: &Client, tenant: &str) -> R
 }
 
 impl Stage {
-    async fn partitioned() -> Result<Stage> {
+    async fn partitioned(extra: &str) -> Result<Stage> {
         let scene = Scene::empty(ClusterOptions::default(), ClusterOptions::default()).await?;
-        Stage::of(scene, PARTITIONED, &configuration("", "")).await
+        Stage::of(scene, PARTITIONED, &configuration("", extra)).await
     }
 
     /// Each of these commands, with writes behind it.
@@ -74,7 +74,7 @@ impl Stage {
 /// has made in its schema, come home as soon as the shared table has a place for them; until then nothing is lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn months_that_a_tenant_made_in_its_schema_come_home() -> Result<()> {
-    let stage = Stage::partitioned().await?;
+    let stage = Stage::partitioned("").await?;
     let source = stage.scene.source_client().await?;
     let others = paced(&stage.scene, "3", 2)?;
     let clients = paced(&stage.scene, "1", 3)?;
@@ -126,7 +126,7 @@ async fn months_that_a_tenant_made_in_its_schema_come_home() -> Result<()> {
 /// R13, issue lines 1 and 6: from a schema to a database, while a month with rows comes in the schema that is read.
 #[tokio::test(flavor = "multi_thread")]
 async fn months_that_come_in_a_schema_go_on_to_the_database() -> Result<()> {
-    let stage = Stage::partitioned().await?;
+    let stage = Stage::partitioned("").await?;
     let source = stage.scene.source_client().await?;
     let clients = paced(&stage.scene, "1", 3)?;
     clients.progress(100).await?;
@@ -165,7 +165,7 @@ async fn months_that_come_in_a_schema_go_on_to_the_database() -> Result<()> {
 /// when it begins anew after somebody has looked; nothing is lost on the way back.
 #[tokio::test(flavor = "multi_thread")]
 async fn months_that_come_while_a_way_back_stands_break_nothing() -> Result<()> {
-    let mut stage = Stage::partitioned().await?;
+    let mut stage = Stage::partitioned("").await?;
     let source = stage.scene.source_client().await?;
     let others = paced(&stage.scene, "3", 2)?;
     // Tells by its log that somebody has looked.
@@ -215,7 +215,7 @@ async fn months_that_come_while_a_way_back_stands_break_nothing() -> Result<()> 
 /// Invariant 6: where old images would name no row, the tenant can change its rows in every partition all the same, and they flow back.
 #[tokio::test(flavor = "multi_thread")]
 async fn partitions_without_a_key_can_be_changed_where_their_tenant_lives() -> Result<()> {
-    let stage = Stage::partitioned().await?;
+    let stage = Stage::partitioned("").await?;
     let source = stage.scene.source_client().await?;
     for (tenant, to) in [("1", "schema"), ("2", "database")] {
         stage.carve(tenant, to).await?;
@@ -248,7 +248,7 @@ async fn partitions_without_a_key_can_be_changed_where_their_tenant_lives() -> R
 /// R13, invariant 10: what a partition of the target brings or takes without a word in the log is found before the writes move.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_partitions_of_the_target_bring_or_take_is_found_before_the_writes_move() -> Result<()> {
-    let stage = Stage::partitioned().await?;
+    let stage = Stage::partitioned("").await?;
     let source = stage.scene.source_client().await?;
     let clients = paced(&stage.scene, "1", 3)?;
     clients.progress(100).await?;
@@ -282,8 +282,7 @@ async fn what_partitions_of_the_target_bring_or_take_is_found_before_the_writes_
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_the_flip_a_lane_writes_nothing_over_what_the_tenant_writes() -> Result<()> {
     let gate = Gate::new().await?;
-    let scene = Scene::empty(ClusterOptions::default(), ClusterOptions::default()).await?;
-    let stage = Stage::of(scene, PARTITIONED, &configuration("", &gate.hook("after_cutover"))).await?;
+    let stage = Stage::partitioned(&gate.hook("after_cutover")).await?;
     stage.carve("1", "database").await?;
     stage.carve("2", "database").await?;
     let (source, target) = (stage.scene.source_client().await?, stage.scene.target_client("bid_1").await?);
@@ -319,8 +318,7 @@ async fn behind_the_flip_a_lane_writes_nothing_over_what_the_tenant_writes() -> 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_goes_at_the_last_moment_stops_the_cutover() -> Result<()> {
     let gate = Gate::new().await?;
-    let scene = Scene::empty(ClusterOptions::default(), ClusterOptions::default()).await?;
-    let stage = Stage::of(scene, PARTITIONED, &configuration("", &gate.hook("before_cutover"))).await?;
+    let stage = Stage::partitioned(&gate.hook("before_cutover")).await?;
     stage.carve("1", "database").await?;
     let (source, target) = (stage.scene.source_client().await?, stage.scene.target_client("bid_1").await?);
     let asked = gate.cut_over(&stage.config).await?;
