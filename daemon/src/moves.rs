@@ -27,7 +27,7 @@ use connectors::postgres::apply::{Changed, SinkPlan};
 use connectors::postgres::control::Origin;
 use connectors::postgres::policy::{Owned, Path};
 use connectors::postgres::provision::parts::{LeftOut, Place};
-use connectors::postgres::{self, catalog, client, policy};
+use connectors::postgres::{self, catalog, policy, spare};
 use schemas::config::{Config, Target};
 use schemas::event::MoveEvent;
 use schemas::phase::Event;
@@ -185,8 +185,10 @@ impl Context {
     /// already, tables of which every row is the tenant's.
     pub async fn read_by(&self, record: &MoveRecord) -> Result<Vec<Owned>, StepError> {
         let Some(own) = own_tables(record) else { return self.tables(&record.tables).await };
-        let client = client::connect(&self.config.source.url, "plan").await?;
-        reverse::whole(&client, own).await
+        let source = spare::take(&self.config.source.url, "plan").await?;
+        let whole = reverse::whole(&source, own).await?;
+        source.keep();
+        Ok(whole)
     }
 
     /// What the two sides of a lane have in common, as it is where the tenant came from.
@@ -202,8 +204,9 @@ impl Context {
 
     /// The tables of a move as the source has them now.
     pub async fn tables(&self, names: &[TableName]) -> Result<Vec<Owned>, StepError> {
-        let source = client::connect(&self.config.source.url, "plan").await?;
+        let source = spare::take(&self.config.source.url, "plan").await?;
         let found = policy::resolve(catalog::tables(&source).await?, &self.config.tenancy);
+        source.keep();
         let owned: Vec<Owned> = found.owned.into_iter().filter(|owned| names.contains(&owned.table.name)).collect();
         match names.iter().find(|name| !owned.iter().any(|owned| &owned.table.name == *name)) {
             None => Ok(owned),

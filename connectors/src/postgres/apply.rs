@@ -138,6 +138,18 @@ pub async fn silence(client: &Client) -> Result<()> {
     client.batch_execute("SET session_replication_role = replica").await.doing("set session_replication_role")
 }
 
+/// Whether the role may say so. Changes nothing.
+pub async fn may_be_silent(client: &Client) -> Result<bool> {
+    let doing = "ask for the session's role";
+    let tried = client.batch_execute("BEGIN; SET LOCAL session_replication_role = replica").await;
+    client.batch_execute("ROLLBACK").await.doing(doing)?;
+    match tried {
+        Ok(()) => Ok(true),
+        Err(error) if error.code().is_some_and(|code| code.code() == "42501") => Ok(false),
+        Err(error) => Err(error).doing(doing),
+    }
+}
+
 impl PostgresSink {
     /// Connects, reads the target's tables and the checkpoint.
     pub async fn open(plan: &SinkPlan) -> Result<PostgresSink> {

@@ -395,14 +395,15 @@ pub fn object_name(table: &TableName) -> String {
 
 /// Claims the slot for a state directory; false when it belongs to another one. Two directories on
 /// one slot would each acknowledge what the other has not seen.
-pub async fn claim_slot(client: &Client, slot: &str, state: &str) -> Result<bool> {
+pub async fn claim_slot(client: &mut Client, slot: &str, state: &str) -> Result<bool> {
     let doing = || format!("claim slot {slot}");
     let owner = "SELECT move FROM carveout.objects WHERE kind = 'slot' AND name = $1";
     if let Some(row) = client.query_opt(owner, &[&slot]).await.doing(doing())? {
         return Ok(row.get::<_, &str>(0) == state);
     }
-    client.batch_execute("SET synchronous_commit = local").await.doing(doing())?;
-    let row = client
+    let tx = client.transaction().await.doing(doing())?;
+    tx.batch_execute("SET LOCAL synchronous_commit = local").await.doing(doing())?;
+    let row = tx
         .query_one(
             "INSERT INTO carveout.objects AS o (move, kind, name) VALUES ($1, 'slot', $2)
              ON CONFLICT (kind, name) DO UPDATE SET move = o.move RETURNING move",
@@ -410,6 +411,7 @@ pub async fn claim_slot(client: &Client, slot: &str, state: &str) -> Result<bool
         )
         .await
         .doing(doing())?;
+    tx.commit().await.doing(doing())?;
     Ok(row.get::<_, &str>(0) == state)
 }
 

@@ -17,7 +17,8 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use super::policy::Owned;
 use super::quote::literal;
 use super::snapshot::parse_lsn;
-use super::{Doing, Error, Result, client};
+use super::spare::{self, Spare};
+use super::{Doing, Error, Result};
 
 use install::wanting;
 pub use install::{install, remove};
@@ -153,12 +154,12 @@ impl Fence {
     }
 
     /// A connection to hold it by.
-    pub async fn connect(&self, url: &PgUrl) -> Result<Client> {
-        client::connect(url, &format!("fence {}", self.id)).await
+    pub async fn connect(&self, url: &PgUrl) -> Result<Spare> {
+        spare::take(url, &format!("fence {}", self.id)).await
     }
 
     /// The same by a connection that is there already.
-    pub async fn hold_by(&self, client: Client, deadline: Duration, patience: Duration) -> Result<Held> {
+    pub async fn hold_by(&self, client: Spare, deadline: Duration, patience: Duration) -> Result<Held> {
         let row = self.read(&client).await?.ok_or_else(|| Error::state(self.doing("hold"), "it is not there"))?;
         let began = Instant::now();
         let answer = loop {
@@ -216,7 +217,7 @@ impl Fence {
 
 /// The tenant's writers are held. Dropped, they go on.
 pub struct Held {
-    client: Client,
+    client: Spare,
     fence: Fence,
     row: Row,
 }
@@ -249,7 +250,7 @@ impl Held {
 
     /// Opens the fence or shuts it, with its route, and lets the writers go: on, or to be told where the tenant is. An
     /// error may mean that the answer was lost: whoever holds the fence again knows. The connection is of no more use.
-    pub async fn turn(self, open: bool, route: &Route) -> Result<Client> {
+    pub async fn turn(self, open: bool, route: &Route) -> Result<Spare> {
         // Writers wait for the answer, so it is one message. Where no row is turned nothing is committed but that they go on.
         let sql = format!(
             "WITH turned AS (

@@ -26,6 +26,7 @@ pub mod reverse;
 pub mod sequences;
 pub mod slot;
 pub mod snapshot;
+pub mod spare;
 pub mod stream;
 mod tls;
 mod tree;

@@ -7,12 +7,13 @@ use tokio_postgres::Client;
 
 use super::client::connect;
 use super::quote::literal;
+use super::spare::{self, Spare};
 use super::{Doing, Error, Result};
 
 /// A snapshot that is kept open by a transaction of its own; dropping it lets go.
 pub struct HeldSnapshot {
     /// The connection whose transaction holds it. It may read.
-    pub client: Client,
+    pub client: Spare,
     /// Which transactions it shows.
     pub snapshot: Snapshot,
     /// Read after the snapshot: every transaction it shows ends at or before this position.
@@ -22,7 +23,7 @@ pub struct HeldSnapshot {
 
 /// Takes a snapshot of the database behind `url`.
 pub async fn hold(url: &PgUrl, purpose: &str) -> Result<HeldSnapshot> {
-    let client = connect(url, purpose).await?;
+    let client = spare::take(url, purpose).await?;
     client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.doing("begin a snapshot")?;
     // The snapshot is fixed when this statement begins; the position is read while it runs.
     let row = client

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use connectors::postgres::apply::{self, PostgresSink};
 use connectors::postgres::policy::Owned;
-use connectors::postgres::{Client, Error, Result, catalog, client, policy, slot, snapshot};
+use connectors::postgres::spare::{self, Spare};
+use connectors::postgres::{Client, Error, Result, catalog, policy, slot, snapshot};
 use schemas::config::Config;
 use schemas::record::Published;
 use schemas::{Lsn, TableName, TenantId};
@@ -39,7 +40,7 @@ const NEAR_BYTES: u64 = 16 << 20;
 /// The lane's own sight of the source, while one connection to the target lasts.
 #[derive(Default)]
 pub(super) struct Outlook {
-    source: Option<(Client, Vec<Owned>)>,
+    source: Option<(Spare, Vec<Owned>)>,
     looked: Option<Instant>,
 }
 
@@ -54,7 +55,7 @@ impl Outlook {
         let (source, tables) = match &mut self.source {
             Some(source) => source,
             none => {
-                let source = client::connect(url, "arrive").await?;
+                let source = spare::take(url, "arrive").await?;
                 let again = |table: &TableName| sink.reads_again(table);
                 let tables = origin.tables(&source, known, again).await?;
                 none.insert((source, tables))

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use connectors::postgres::Client;
+use connectors::postgres::spare::Spare;
 use schemas::Phase;
 use schemas::phase::Event;
 use schemas::record::{Fault, MoveRecord};
@@ -210,7 +210,7 @@ async fn prepared(
     moving: &Arc<Moving>,
     wish: Wish,
     max_pause: Duration,
-) -> Result<(CutoverReport, Vec<Client>), StepError> {
+) -> Result<(CutoverReport, Vec<Spare>), StepError> {
     let mut steps = Steps::begin();
     let record = moving.record();
     let config = &context.config.tenant_strategy.migration_config;

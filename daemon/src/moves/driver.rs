@@ -12,7 +12,7 @@ use connectors::postgres::control::Checkpoint;
 use connectors::postgres::fence::End;
 use connectors::postgres::policy::Owned;
 
-use connectors::postgres::{Client, client, control, provision, version};
+use connectors::postgres::{Client, client, control, provision, spare, version};
 use schemas::config::{Isolation, Target};
 use schemas::phase::Event;
 use schemas::record::{Fault, MoveRecord};
@@ -360,7 +360,7 @@ async fn follow(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), Step
         let next = "`carveout move` copies the tenant again";
         return Err(StepError::Broken(Fault::new("gap", record.id.to_string(), "its lane is not open", next)));
     };
-    let client = client::connect(&target.url, "open lane").await?;
+    let client = spare::take(&target.url, "open lane").await?;
     let checkpoint = open_checkpoint(context, &client, &record).await?;
     let copied = control::read_copied(&client, record.id, &record.tables).await?;
     if let Some(table) = record.tables.iter().find(|table| !copied.contains_key(*table)) {
@@ -368,7 +368,7 @@ async fn follow(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), Step
         let message = "carveout.copied in the target no longer says that it was copied: it was changed";
         return Err(StepError::Broken(Fault::new("gap", table.to_string(), message, next)));
     }
-    drop(client);
+    client.keep();
     moving.copied_before(&copied);
     moving.certified_again(&context.store, checkpoint.lsn)?;
     let (commands, receiver) = mpsc::channel(LANE_COMMANDS);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use connectors::postgres::catalog::{self, Table};
 use connectors::postgres::provision::{keys, needs, objects};
-use connectors::postgres::{Error, client};
+use connectors::postgres::{Error, client, spare};
 use schemas::TableName;
 use schemas::record::{Fault, Published};
 use schemas::url::PgUrl;
@@ -22,8 +22,10 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 /// What the source's types are called.
 pub(super) async fn types(context: &Context) -> Result<Arc<HashMap<u32, String>>, StepError> {
     let _turn = context.catalogs.acquire().await.map_err(|_| StepError::Stopped)?;
-    let source = client::connect(&context.config.source.url, "open lane").await?;
-    Ok(Arc::new(objects::type_names(&source).await?))
+    let source = spare::take(&context.config.source.url, "open lane").await?;
+    let names = objects::type_names(&source).await?;
+    source.keep();
+    Ok(Arc::new(names))
 }
 
 /// Validates the foreign keys. Rows that do not hold one are no reason to stop the lane.
@@ -48,8 +50,9 @@ async fn try_validate(context: &Context, moving: &Moving) -> Result<(), StepErro
     let _turn = context.catalogs.acquire().await.map_err(|_| StepError::Stopped)?;
     let tables = context.tables(record.models()).await?;
     let tables: Vec<&Table> = tables.iter().map(|owned| &owned.table).collect();
-    let (source, place) = (client::connect(&context.config.source.url, "validate").await?, moving.place());
+    let (source, place) = (spare::take(&context.config.source.url, "validate").await?, moving.place());
     let keys = keys::read(&source, &place, &tables).await?;
+    source.keep();
     let mut target = client::connect(&context.target(&record)?.url, "validate").await?;
     moving.leave_out(keys::validate(&mut target, &place, &keys).await?);
     Ok(())

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use connectors::postgres::apply::{Changed, Keys, Rows};
 use connectors::postgres::catalog::{self, Column, Table};
 use connectors::postgres::checksum::{Pace, Side, compare, compare_keys, seen};
-use connectors::postgres::{Client, client, quote};
+use connectors::postgres::spare::{self, Spare};
+use connectors::postgres::{Client, quote};
 use futures_util::future::try_join_all;
 use schemas::TableName;
 use schemas::event::Detail;
@@ -18,7 +19,7 @@ use schemas::status::TableReport;
 
 use super::certificate::{Certificate, Shapes};
 use super::cutover::{NOT_EQUAL, not_ready};
-use super::verify::{self, Compared, PATIENCE, PAUSE, Verifying, stand, still};
+use super::verify::{self, Compared, PATIENCE, PAUSE, Verifying, in_order, stand, still};
 use super::{Context, Moving, StepError};
 
 /// So many keys may be left for the pause without another round, and so many at all.
@@ -35,8 +36,8 @@ const NAMED: usize = 5;
 pub struct Recheck {
     tables: Vec<Both>,
     /// Open before anybody waits: at home, and in the target.
-    home: Client,
-    own: Client,
+    home: Spare,
+    own: Spare,
     /// Whether the lane leads home.
     back: bool,
     /// Whether all rows were compared for this.
@@ -62,12 +63,14 @@ impl Recheck {
         let (source, target) = (&context.config.source.url, context.target(&record)?);
         let back = record.back.is_some();
         let (home, own) = if back { (&target.url, source) } else { (source, &target.url) };
-        let (home, own) = tokio::try_join!(client::connect(home, "recheck"), client::connect(own, "recheck"))?;
         let compared = verify::tables(context, moving, &target).await?;
-        let tables = both(&record, compared.clone(), &own).await?;
+        let asking = (spare::take(home, "recheck").await?, spare::take(own, "recheck").await?);
+        let tables = both(&record, compared.clone(), &asking.1).await?;
         let known = super::lock(&moving.certificate).clone();
-        let shapes = shapes(&tables, (&home, &own)).await?;
-        let silent = writes_unseen(&tables, back, if back { &home } else { &own }).await?;
+        let shapes = shapes(&tables, (&asking.0, &asking.1)).await?;
+        let silent = writes_unseen(&tables, back, if back { &asking.0 } else { &asking.1 }).await?;
+        asking.0.keep();
+        asking.1.keep();
         let holds = known.filter(|certificate| !silent && certificate.counts_of(&shapes));
         let (anew, certificate) = match holds {
             Some(certificate) => (false, certificate),
@@ -78,11 +81,13 @@ impl Recheck {
                 (true, certificate.ok_or_else(unequal)?)
             }
         };
+        let (home, own) = (spare::take(home, "recheck").await?, spare::take(own, "recheck").await?);
         let recheck = Recheck { tables, home, own, back, anew, certificate };
         // The first time the server has to read up on the tables, and that is not for the pause.
         for table in &recheck.tables {
             if let Some(key) = table.home.2.best_key() {
-                table.keys((&recheck.home, &recheck.own), &Keys::none(key.columns.clone())).await?;
+                let none = Keys::none(key.columns.clone());
+                table.keys((&recheck.home, &recheck.own), &none, Pace::Quick).await?;
             }
         }
         Ok((anew, recheck))
@@ -94,7 +99,7 @@ impl Recheck {
     }
 
     /// Nothing is compared any more.
-    pub fn end(self) -> [Client; 2] {
+    pub fn end(self) -> [Spare; 2] {
         [self.home, self.own]
     }
 
@@ -164,11 +169,13 @@ impl Recheck {
         if !self.certificate.changed().is_closed() {
             return Err(began_anew(moving));
         }
-        let sides = if self.back { (&target, &source.client) } else { (&source.client, &target) };
+        let sides = in_order(self.back, &source.client, &target);
         let reports = self.compare(sides, self.certificate.changed(), Pace::Gentle).await?;
         if !still(context, moving, &record).await? {
             return Err(not_ready(&record, "partitions came or went while it was compared", "try again"));
         }
+        source.client.let_go().await;
+        target.let_go().await;
         equal(context, moving, &reports)?;
         self.certificate = self.certificate.renewed(&next, &reports);
         if let Some(certificate) = super::lock(&moving.certificate).as_mut() {
@@ -213,7 +220,7 @@ impl Recheck {
             let table = self.tables.iter().find(|table| &table.name == name && (references || !table.reference))?;
             Some(async move {
                 match rows {
-                    Rows::Keys(keys) => table.keys((home, own), keys).await,
+                    Rows::Keys(keys) => table.keys((home, own), keys, pace).await,
                     Rows::All => table.all((home, own), pace).await,
                 }
             })
@@ -232,9 +239,14 @@ impl Both {
         (side(home, &self.home), side(own, &self.own))
     }
 
-    async fn keys(&self, clients: (&Client, &Client), keys: &Keys) -> connectors::postgres::Result<TableReport> {
+    async fn keys(
+        &self,
+        clients: (&Client, &Client),
+        keys: &Keys,
+        pace: Pace,
+    ) -> connectors::postgres::Result<TableReport> {
         let (home, own) = self.sides(clients);
-        compare_keys((&home, &self.home.2), (&own, &self.own.2), keys).await
+        compare_keys((&home, &self.home.2), (&own, &self.own.2), keys, pace).await
     }
 
     /// What it is called at home.
@@ -250,7 +262,7 @@ impl Both {
     ) -> connectors::postgres::Result<bool> {
         match changed.iter().find(|(name, _)| *name == self.name) {
             None => Ok(true),
-            Some((_, Rows::Keys(keys))) => Ok(self.keys(clients, keys).await?.differences == 0),
+            Some((_, Rows::Keys(keys))) => Ok(self.keys(clients, keys, Pace::Gentle).await?.differences == 0),
             Some((_, Rows::All)) => Ok(false),
         }
     }

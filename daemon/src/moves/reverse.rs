@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use connectors::postgres::policy::{self, Owned, Path};
-use connectors::postgres::{Client, Error, catalog, client, control, purge, reverse, slot, snapshot};
+use connectors::postgres::{Client, Error, catalog, client, control, purge, reverse, slot, snapshot, spare};
 use schemas::record::{Back, Fault, MoveRecord, Published};
 use schemas::{MoveId, Phase, TableName};
 use tokio::sync::{mpsc, watch};
@@ -46,7 +46,7 @@ pub async fn own_tables(
 ) -> Result<Vec<(TableName, Owned)>, StepError> {
     let target = context.target(&moving.record())?;
     let plan = moving.sink_plan(&target, 0);
-    let client = client::connect(&target.url, "plan").await?;
+    let client = spare::take(&target.url, "plan").await?;
     let (mut homes, mut names) = (Vec::new(), Vec::new());
     for owned in tables.iter().filter(|owned| !matches!(owned.path, Path::Reference)) {
         let column = match &owned.path {
@@ -57,7 +57,9 @@ pub async fn own_tables(
         names.push((plan.target_name(&owned.table.name), column));
         homes.push(owned.table.name.clone());
     }
-    Ok(homes.into_iter().zip(whole(&client, names).await?).collect())
+    let own = whole(&client, names).await?;
+    client.keep();
+    Ok(homes.into_iter().zip(own).collect())
 }
 
 /// Tables of which every row is the tenant's, each with the column that names it, where one does.
@@ -89,7 +91,7 @@ pub async fn open(
     moving.update(&context.store, |record| record.reverse = Some(id))?;
     context.store.put_move(&back)?;
     let target = context.target(&record)?;
-    let mut client = client::connect(&target.url, "reverse").await?;
+    let mut client = spare::take(&target.url, "reverse").await?;
     control::setup(&mut client).await?;
     reverse::required(&client).await?;
     reverse::identities(&client, &tables.iter().map(|owned| &owned.table).collect::<Vec<_>>()).await?;
@@ -106,6 +108,7 @@ pub async fn open(
     let published = known(slot::published(&client, publication, &back.tables).await?);
     // After that: whoever was open at the change has a lower one.
     let fresh_xid = snapshot::next_xid(&client).await?;
+    client.keep();
     context.store.put_move(&MoveRecord { published, fresh_xid, ..back })?;
     let reverse = resume(context, id, None).await?;
     // Before its lane is open: that may break at once, and whoever hears of it looks for it here.
@@ -318,7 +321,6 @@ async fn watch_target(
     mut broken: mpsc::UnboundedReceiver<Broken>,
     stop: watch::Receiver<bool>,
 ) {
-    let mut connection = None;
     loop {
         tokio::select! {
             () = stop::told(&stop) => return,
@@ -331,14 +333,11 @@ async fn watch_target(
             }
             () = tokio::time::sleep(LOOK_EVERY) => {
                 let Some(reverse) = reverse.upgrade() else { return };
-                                match reverse.changed(&mut connection).await {
+                                match reverse.changed().await {
                     // Whoever takes the lane away says so before it unpublishes.
                     Ok(Some(fault)) if !*stop.borrow() => reverse.broken(fault),
                     Ok(_) => {}
-                    Err(error) => {
-                        tracing::debug!(%error, "what the target publishes could not be looked at");
-                        connection = None;
-                    }
+                    Err(error) => tracing::debug!(%error, "what the target publishes could not be looked at"),
                 }
             }
         }
@@ -412,19 +411,14 @@ impl Reverse {
     }
 
     /// What happened to a table that the stream does not say.
-    async fn changed(
-        &self,
-        connection: &mut Option<connectors::postgres::Client>,
-    ) -> connectors::postgres::Result<Option<Fault>> {
+    async fn changed(&self) -> connectors::postgres::Result<Option<Fault>> {
         let (record, source) = (self.moving.record(), &self.context.config.source);
         if !record.phase.has_lane() {
             return Ok(None);
         }
-        let client = match connection {
-            Some(client) => client,
-            None => connection.insert(client::connect(&source.url, "watch").await?),
-        };
-        let now = slot::published(client, &source.publication, &record.tables).await?;
+        let asking = spare::take(&source.url, "watch").await?;
+        let now = slot::published(&asking, &source.publication, &record.tables).await?;
+        asking.keep();
         Ok(target_changed(&record, &now))
     }
 }
@@ -452,19 +446,22 @@ pub async fn discard(context: &Arc<Context>, moving: &Moving) -> Result<(), Step
         let target = driver::target_of_move(context, &record)?;
         match record.back.as_ref().and_then(|back| back.slot.as_ref()) {
             Some(name) => {
-                let client = client::connect(&target.url, "reverse").await?;
+                let client = spare::take(&target.url, "reverse").await?;
                 reverse::unpublish(&client, name).await?;
                 reverse::plain_identities(&client, &record.tables).await?;
+                client.keep();
             }
             None => {
                 drop(context.pipeline.close(id).await?);
-                let client = client::connect(&context.config.source.url, "reverse").await?;
+                let client = spare::take(&context.config.source.url, "reverse").await?;
                 reverse::leave(&client, &context.config.source.publication, &record.tables).await?;
                 reverse::plain_identities(&client, &record.tables).await?;
+                client.keep();
             }
         }
-        let mut source = client::connect(&context.config.source.url, "reverse").await?;
+        let mut source = spare::take(&context.config.source.url, "reverse").await?;
         control::forget_lane(&mut source, id).await?;
+        source.keep();
         for dir in [context.spool_dir(id), context.config.state_dir.join("reverse").join(id.to_string())] {
             driver::remove_folder(&record, &dir)?;
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use connectors::postgres::policy::{Owned, Path};
 use connectors::postgres::sequences::{self, Block, Pair};
-use connectors::postgres::{Client, client};
+use connectors::postgres::spare::{self, Spare};
 use schemas::TableName;
 use schemas::record::GivenBlock;
 
@@ -20,15 +20,16 @@ const REFILL_PER_CENT: i64 = 80;
 
 /// The sequences of both sides, with a connection to each.
 pub(super) struct Sides {
-    home: Client,
-    guest: Client,
+    home: Spare,
+    guest: Spare,
     pairs: Vec<Pair>,
 }
 
 impl Sides {
     /// Nothing is asked of them any more.
-    pub(super) fn end(self) -> [Client; 2] {
-        [self.home, self.guest]
+    pub(super) fn end(self) {
+        self.home.keep();
+        self.guest.keep();
     }
 }
 
@@ -37,8 +38,8 @@ pub(super) async fn sides(context: &Context, moving: &Moving, tables: &[Owned]) 
     let record = moving.record();
     let target = context.target(&record)?;
     let plan = moving.sink_plan(&target, 0);
-    let home = client::connect(&context.config.source.url, "sequences").await?;
-    let guest = client::connect(&target.url, "sequences").await?;
+    let (home, guest) =
+        (spare::take(&context.config.source.url, "sequences").await?, spare::take(&target.url, "sequences").await?);
     // A tenant that goes on from a schema gets what is reserved for it among all tenants.
     let shared = |name: TableName| {
         let place = record.tables.iter().position(|table| *table == name);
@@ -60,9 +61,11 @@ pub(super) async fn give_blocks(context: &Context, moving: &Moving, tables: &[Ow
     if let (Some(mut schema), Some(earlier)) = (schema_sides(context, moving).await?, moving.earlier()) {
         // What the tenant drew there while nobody reserved any, and what it draws there until its writes have moved.
         fill(context, earlier, &mut schema).await?;
+        schema.end();
     }
-
-    fill(context, moving, &mut sides).await
+    fill(context, moving, &mut sides).await?;
+    sides.end();
+    Ok(())
 }
 
 /// A tenant that goes back to its schema goes on with values that nobody else has had meanwhile.
@@ -77,6 +80,7 @@ pub(super) async fn refill_schema(context: &Context, moving: &Moving) -> Result<
             earlier.update(&context.store, |record| record.blocks.push(next))?;
         }
     }
+    schema.end();
     Ok(())
 }
 
@@ -86,8 +90,8 @@ async fn schema_sides(context: &Context, moving: &Moving) -> Result<Option<Sides
     if record.from.is_none() {
         return Ok(None);
     }
-    let home = client::connect(&context.config.source.url, "sequences").await?;
-    let guest = client::connect(&context.config.source.url, "sequences").await?;
+    let url = &context.config.source.url;
+    let (home, guest) = (spare::take(url, "sequences").await?, spare::take(url, "sequences").await?);
     let tables: Vec<(TableName, TableName)> =
         record.models().iter().cloned().zip(record.tables.iter().cloned()).collect();
     let of_home = sequences::of_tables(&home, record.models()).await?;

@@ -10,7 +10,8 @@ use connectors::postgres::catalog::Table;
 use connectors::postgres::checksum::{Pace, Side, compare};
 use connectors::postgres::policy::Path;
 use connectors::postgres::snapshot::{self, HeldSnapshot};
-use connectors::postgres::{Client, Doing, client, slot};
+use connectors::postgres::spare::{self, Spare};
+use connectors::postgres::{Client, Doing, slot};
 use schemas::{Phase, TableName};
 
 use schemas::config::Target;
@@ -88,6 +89,7 @@ pub(super) async fn certify(
     tables: Vec<Compared>,
 ) -> Result<(VerifyReport, Option<Certificate>), StepError> {
     let verified = verify_at(context, moving, Some(tables), Manner::GoesOn).await?;
+    verified.client.let_go().await;
     Ok((verified.report, verified.certificate))
 }
 
@@ -97,7 +99,7 @@ struct Verified {
     /// Where the lane notes for it.
     certificate: Option<Certificate>,
     /// The snapshot of the lane's sink.
-    client: Client,
+    client: Spare,
     held: Option<Held>,
 }
 
@@ -105,7 +107,7 @@ struct Verified {
 pub(super) async fn verify_and_hold(
     context: &Context,
     moving: &Moving,
-) -> Result<(VerifyReport, Client, Option<Held>), StepError> {
+) -> Result<(VerifyReport, Spare, Option<Held>), StepError> {
     let verified = verify_at(context, moving, None, Manner::Stays).await?;
     Ok((verified.report, verified.client, verified.held))
 }
@@ -156,7 +158,9 @@ async fn verify_at(
                 if !in_use {
                     *super::lock(&moving.certificate) = Some(certificate.clone());
                 }
-                match compare_all(context, moving, &tables, (&source, &client), &mut certificate).await? {
+                let report = compare_all(context, moving, &tables, (&source, &client), &mut certificate).await?;
+                source.client.let_go().await;
+                match report {
                     Some(report) => break (certificate, report, client, held),
                     None => "partitions came or went while it was compared",
                 }
@@ -212,25 +216,30 @@ async fn from_here(
 ) -> Result<Certificate, StepError> {
     let record = moving.record();
     let back = record.back.is_some();
-    let sides = |source, sink| if back { (sink, source) } else { (source, sink) };
     // Not there where the snapshots are held: whoever looks at a table's partitions locks it, and what a role may not do would end it.
     let (from, to) = (&context.config.source.url, context.target(&record)?);
-    let (from, to) = tokio::try_join!(client::connect(from, "verify"), client::connect(&to.url, "verify"))?;
-    let both = recheck::both(&record, tables.to_vec(), sides(&from, &to).1).await?;
-    let shapes = recheck::shapes(&both, sides(&from, &to)).await?;
+    let (from, to) = (spare::take(from, "verify").await?, spare::take(&to.url, "verify").await?);
+    let both = recheck::both(&record, tables.to_vec(), in_order(back, &from, &to).1).await?;
+    let shapes = recheck::shapes(&both, in_order(back, &from, &to)).await?;
     // A lane that began anew has not noted everything, nor ended that.
-    let Some(begun) = begun.filter(|begun| begun.changed().is_closed()) else {
-        return Ok(Certificate::begin(changed, shapes));
-    };
-    let unseen = recheck::writes_unseen(&both, back, &to).await?;
+    let begun = begun.filter(|begun| begun.changed().is_closed());
+    let unseen = begun.is_some() && recheck::writes_unseen(&both, back, &to).await?;
+    from.keep();
+    to.keep();
+    let Some(begun) = begun else { return Ok(Certificate::begin(changed, shapes)) };
     let (mut certificate, noted) = (begun.go_on(changed, shapes), begun.changed().tables());
     for table in &both {
-        let (name, clients) = (table.name(), sides(&source.client, client));
+        let (name, clients) = (table.name(), in_order(back, &source.client, client));
         if certificate.table(&name).is_some() && (unseen || !table.is_still_equal(clients, &noted).await?) {
             certificate.forget(&name);
         }
     }
     Ok(certificate)
+}
+
+/// The shared side first: of a lane `back` it is the sink's.
+pub(super) fn in_order<'a>(back: bool, source: &'a Client, sink: &'a Client) -> (&'a Client, &'a Client) {
+    if back { (sink, source) } else { (source, sink) }
 }
 
 /// A table on both sides, each with its name and the condition for the rows that count.
@@ -306,11 +315,13 @@ async fn compare_all(
 
 /// Whether no partitions came or went since `record` was read.
 pub(super) async fn still(context: &Context, moving: &Moving, record: &MoveRecord) -> Result<bool, StepError> {
-    let asking = client::connect(&context.config.source.url, "verify").await?;
+    let asking = spare::take(&context.config.source.url, "verify").await?;
     let read_again = moving.spool().is_some_and(|link| link.state.lacks_rows());
-    Ok(!read_again
+    let still = !read_again
         && moving.record().published == record.published
-        && same_partitions(context, moving, &asking).await?)
+        && same_partitions(context, moving, &asking).await?;
+    asking.keep();
+    Ok(still)
 }
 
 /// Whether the source's partitions, as `client` sees them, are those that the move knows.
@@ -330,7 +341,7 @@ pub(super) async fn stand(
     moving: &Moving,
     target: &PgUrl,
     changed: Option<&Arc<Changed>>,
-) -> Result<Result<(HeldSnapshot, Client, Held), &'static str>, StepError> {
+) -> Result<Result<(HeldSnapshot, Spare, Held), &'static str>, StepError> {
     let id = moving.record().id;
     let lost =
         || StepError::Fault(Fault::new("not_ready", id.to_string(), "its lane is not running", "carveout status"));
@@ -355,8 +366,9 @@ pub(super) async fn stand(
     if !demand.met_by(&source.snapshot) {
         return Ok(Err("a transaction that was delivered was not visible yet"));
     }
-    let ticker = client::connect(&context.config.source.url, "verify").await?;
+    let ticker = spare::take(&context.config.source.url, "verify").await?;
     snapshot::tick(&ticker).await?;
+    ticker.keep();
     let (done, stands) = oneshot::channel();
     let advance = LaneCommand::Advance { snapshot: source.snapshot.clone(), until: source.wal_insert_lsn, done };
     commands.send(advance).await.map_err(|_| lost())?;
@@ -369,7 +381,7 @@ pub(super) async fn stand(
     if !same_partitions(context, moving, &source.client).await? {
         return Ok(Err("the target did not have the source's partitions yet"));
     }
-    let client = client::connect(target, "verify").await?;
+    let client = spare::take(target, "verify").await?;
     client
         .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT pg_current_snapshot()")
         .await

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use connectors::postgres::stream::Stream;
 use connectors::postgres::version::Version;
 use connectors::postgres::wire::Wire;
-use connectors::postgres::{Error, Result, client, control, slot, snapshot};
+use connectors::postgres::{Error, Result, control, slot, snapshot, spare};
 use schemas::Lsn;
 use schemas::config::Config;
 use schemas::record::{AckRecord, Fault};
@@ -34,8 +34,8 @@ pub struct Beginning {
 /// Compares slot and record, once at start; makes the first record on a fresh slot.
 pub async fn begin(config: &Config, store: &Store) -> anyhow::Result<Beginning> {
     let system = Wire::connect(&config.source.url, "carveout").await?.identify_system().await?;
-    let client = client::connect(&config.source.url, "start").await?;
-    let server_version = Version::supported(&client).await?.0;
+    let mut client = spare::take(&config.source.url, "start").await?;
+    let server_version = Version::supported(&*client).await?.0;
     let slot_name = config.source.slot.clone();
     let slot = required_slot(&client, config).await?;
     let publication = required_publication(&client, config).await?;
@@ -56,7 +56,7 @@ pub async fn begin(config: &Config, store: &Store) -> anyhow::Result<Beginning> 
             return Err(ahead(&config.source.slot, slot.confirmed_flush, record.position).into());
         }
     }
-    claim(&client, store, &slot_name, slot.active).await?;
+    claim(&mut client, store, &slot_name, slot.active).await?;
     let unseen = match record {
         Some(record) => Unseen::new(record.unseen, record.fresh_xid),
         None => {
@@ -68,11 +68,17 @@ pub async fn begin(config: &Config, store: &Store) -> anyhow::Result<Beginning> 
             Unseen::new(Vec::new(), Some(next))
         }
     };
+    client.keep();
     Ok(Beginning { base, acknowledged: slot.confirmed_flush, server_version, unseen: Arc::new(Mutex::new(unseen)) })
 }
 
 /// The slot must be this state directory's.
-async fn claim(client: &connectors::postgres::Client, store: &Store, slot: &str, active: bool) -> anyhow::Result<()> {
+async fn claim(
+    client: &mut connectors::postgres::Client,
+    store: &Store,
+    slot: &str,
+    active: bool,
+) -> anyhow::Result<()> {
     if control::claim_slot(client, slot, &store.identity()?).await? {
         return Ok(());
     }
@@ -85,7 +91,7 @@ async fn claim(client: &connectors::postgres::Client, store: &Store, slot: &str,
 /// The same comparison before every connection, against what this daemon has acknowledged; returns where the
 /// source's log ends.
 pub async fn compare(config: &Config, base: &AckRecord, acknowledged: Lsn) -> Result<Lsn> {
-    let client = client::connect(&config.source.url, "start").await?;
+    let client = spare::take(&config.source.url, "start").await?;
     let slot = required_slot(&client, config).await?;
     if required_publication(&client, config).await? != base.publication_oid {
         return Err(Error::state(
@@ -97,7 +103,9 @@ pub async fn compare(config: &Config, base: &AckRecord, acknowledged: Lsn) -> Re
     if slot.confirmed_flush > acknowledged {
         return Err(ahead(&config.source.slot, slot.confirmed_flush, acknowledged));
     }
-    slot::wal_end(&client).await
+    let end = slot::wal_end(&client).await?;
+    client.keep();
+    Ok(end)
 }
 
 /// The stream must come from the system and the timeline of the record, and from a log that has what was

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use connectors::postgres::pgoutput::{self, Message};
-use connectors::postgres::{Error, Result, client, types};
+use connectors::postgres::{Error, Result, client, spare, types};
 use schemas::config::Source;
 
 /// The server cannot print a value in binary: an element of an array, as a rule.
@@ -27,11 +27,12 @@ impl Form {
     pub async fn decide(&mut self, source: &Source) -> Result<bool> {
         self.binary = None;
         if !self.met_text {
-            let client = client::connect(&source.url, "start").await?;
+            let client = spare::take(&source.url, "start").await?;
             let published = types::published(&client, &source.publication).await?;
             if types::text_only(&client, &published).await?.is_empty() {
                 self.binary = Some(published.into_iter().collect());
             }
+            client.keep();
         }
         Ok(self.binary.is_some())
     }

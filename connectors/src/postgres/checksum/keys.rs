@@ -8,7 +8,7 @@ use tokio_postgres::types::Type;
 use super::super::apply::{Keys, Picked};
 use super::super::catalog::Table;
 use super::super::{Doing, Result};
-use super::{HALVES, Hashes, MOST_EXAMPLES, Side, hash_alike, row_text, unlike};
+use super::{HALVES, Hashes, MOST_EXAMPLES, Pace, Side, hash_alike, row_text, unlike};
 
 /// Compares the rows of both sides that have one of these keys; where neither has any, they are alike. Each side comes with the
 /// table as it stands there. Both must be at rest, or read under snapshots.
@@ -16,6 +16,7 @@ pub async fn compare_keys(
     source: (&Side<'_>, &Table),
     target: (&Side<'_>, &Table),
     keys: &Keys,
+    pace: Pace,
 ) -> Result<TableReport> {
     let shape = source.1;
     let columns = row_text(shape.stored().map(|column| column.name.as_str()));
@@ -31,7 +32,7 @@ pub async fn compare_keys(
     };
     for alike in keys.alike() {
         let (here, there) = (alike.pick(shape)?, alike.pick(target.1)?);
-        let sum = |side, picked| digest(side, &columns, picked);
+        let sum = |side, picked| digest(side, &columns, picked, pace);
         let (left, right) = tokio::try_join!(sum(source.0, &here), sum(target.0, &there))?;
         report.source_rows += left.0;
         report.target_rows += right.0;
@@ -51,10 +52,12 @@ pub async fn compare_keys(
     Ok(report)
 }
 
-async fn digest(side: &Side<'_>, columns: &str, picked: &Picked) -> Result<(u64, String)> {
+async fn digest(side: &Side<'_>, columns: &str, picked: &Picked, pace: Pace) -> Result<(u64, String)> {
     let sql = format!(
-        "SELECT count(*), {HALVES} FROM (SELECT {columns} AS r FROM {} WHERE {} OFFSET 0) h",
-        picked.from, side.filter
+        "SELECT count(*), {HALVES} FROM (SELECT {columns} AS r FROM {} WHERE {} OFFSET 0) h WHERE {}",
+        picked.from,
+        side.filter,
+        pace.keyed()
     );
     let rows = ask(side, &sql, picked).await?;
     let row = rows.first().map(|row| (row.get::<_, i64>(0).unsigned_abs(), row.get(1)));

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use schemas::TableName;
 use tokio_postgres::Client;
 
-use super::super::apply::silence;
+use super::super::apply::may_be_silent;
 use super::super::quote::table as qualified;
 use super::super::{Doing, Result};
 
@@ -32,7 +32,7 @@ pub async fn files(client: &Client, tables: &[&TableName]) -> Result<HashMap<Str
 
 /// Whether a trigger of somebody else fires for what a lane writes into the tables: it may write what the lane does not know of.
 pub async fn fires(client: &Client, tables: &[&TableName]) -> Result<bool> {
-    let silent = silence(client).await.is_ok();
+    let silent = may_be_silent(client).await?;
     let sql = "SELECT EXISTS (
                  SELECT FROM (SELECT to_regclass(name) AS root FROM unnest($1::text[]) name) r
                    LEFT JOIN LATERAL pg_partition_tree(r.root) t ON true

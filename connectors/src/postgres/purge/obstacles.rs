@@ -4,6 +4,7 @@ use schemas::TenantId;
 use schemas::status::{Finding, Severity};
 use tokio_postgres::Client;
 
+use super::super::apply::may_be_silent;
 use super::super::policy::{Owned, Path};
 use super::super::quote::{ident, idents, table as qualified};
 use super::super::{Doing, Result};
@@ -62,18 +63,6 @@ async fn referring(client: &Client, tables: &[Owned], tenant: &TenantId, key: &R
         format!("no index leads to the rows that refer to one of {parent}: each batch reads the whole of {from}");
     let remedy = format!("CREATE INDEX CONCURRENTLY ON {} ({})", qualified(from), idents(key.columns()));
     Ok(Some(Finding::new(Severity::Warning, object, cause, remedy)))
-}
-
-/// Whether the role may delete without the application's triggers.
-async fn may_be_silent(client: &Client) -> Result<bool> {
-    let doing = "ask for the session's role";
-    let tried = client.batch_execute("BEGIN; SET LOCAL session_replication_role = replica").await;
-    client.batch_execute("ROLLBACK").await.doing(doing)?;
-    match tried {
-        Ok(()) => Ok(true),
-        Err(error) if error.code().is_some_and(|code| code.code() == "42501") => Ok(false),
-        Err(error) => Err(error).doing(doing),
-    }
 }
 
 /// Ours are the fence's. A clone of a partitioned table's trigger may be enabled otherwise than that one.

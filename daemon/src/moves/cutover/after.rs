@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use connectors::postgres::fence::{self, End};
-use connectors::postgres::{Client, client, control};
+use connectors::postgres::spare::Spare;
+use connectors::postgres::{client, control};
 use schemas::Phase;
 use schemas::phase::Event;
 use schemas::record::{Fault, MoveRecord};
@@ -21,13 +22,13 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// Closes the connections of a cutover when the tenant's clients have come to the other side. They come at once, and all that they do
 /// is new to their sessions; what a server does to end a session takes longer than most of their statements.
-pub(super) async fn leave(connections: Vec<Client>) {
+pub(super) async fn leave(connections: Vec<Spare>) {
     if connections.is_empty() {
         return;
     }
     tokio::time::sleep(CLIENTS_FIRST).await;
     for connection in connections {
-        drop(connection);
+        connection.keep();
         tokio::time::sleep(ONE_BY_ONE).await;
     }
 }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use connectors::postgres::fence::{self, Held};
 use connectors::postgres::policy::Path;
-use connectors::postgres::{Client, client, control, snapshot};
+use connectors::postgres::spare::Spare;
+use connectors::postgres::{Client, control, snapshot};
 use schemas::record::{MoveRecord, Proof};
 use schemas::status::{CutoverReport, StepReport};
 use schemas::{Lsn, Phase};
@@ -60,7 +61,7 @@ pub(super) struct Switch<'a> {
     /// What brought the changes there until the barrier.
     drained: Mutex<Option<Drained>>,
     /// What a flip has no more use for.
-    connections: Vec<Client>,
+    connections: Vec<Spare>,
 }
 
 impl<'a> Switch<'a> {
@@ -192,12 +193,12 @@ impl<'a> Switch<'a> {
             next.begin_certified(recheck.carried());
         }
         self.connections.extend(self.recheck.take().into_iter().flat_map(Recheck::end));
-        self.connections.extend(self.sequences.take().into_iter().flat_map(|sides| sides.into_inner().end()));
+        self.sequences.take().into_iter().for_each(|sides| sides.into_inner().end());
         finish(self.context, self.moving, Some(pause))
     }
 
     /// The writes have moved: what brought the changes there has nothing more to bring. The connections of which there is no more use.
-    pub fn end(self) -> Vec<Client> {
+    pub fn end(self) -> Vec<Spare> {
         lock(&self.drained).take().into_iter().for_each(Drained::stay);
         self.connections
     }
@@ -221,9 +222,9 @@ impl<'a> Switch<'a> {
     }
 
     /// A connection to a side that has its fence.
-    async fn fenced(&self, side: &Side) -> Result<Client, StepError> {
+    async fn fenced(&self, side: &Side) -> Result<Spare, StepError> {
         let record = self.moving.record();
-        let mut client = client::connect(&side.url, &format!("fence {}", record.id)).await?;
+        let mut client = side.fence.connect(&side.url).await?;
         control::setup(&mut client).await?;
         fence::install(&mut client, &side.fence, &side.tables, FENCE_PATIENCE)
             .await

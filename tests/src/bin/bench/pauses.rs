@@ -37,9 +37,10 @@ const OTHERS_RATE: u32 = 50;
 const OTHERS_ACCOUNTS: u64 = 10_000;
 /// What belongs to a flip when it has been answered: the clients catch up.
 const AFTERMATH: Duration = Duration::from_millis(500);
-/// Before the first flip, and before a stretch without one, so that everything is at a steady pace.
+/// Before the first flip, and before each other and each stretch without one, so that everything is at a steady pace and nothing is
+/// left of the flip before: the daemon keeps connections for three seconds.
 const WARM_UP: Duration = Duration::from_secs(5);
-const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE: Duration = Duration::from_secs(4);
 /// For which the tenant's clients stop by themselves in some stretches without a flip: about as long as with sessions that are there.
 const STALL: Duration = Duration::from_millis(50);
 
@@ -191,9 +192,7 @@ impl Stage {
         }
         let keeps = keeps_sessions(number + 1);
         clients.keep_sessions(keeps);
-        if keeps != kept {
-            tokio::time::sleep(SETTLE).await;
-        }
+        tokio::time::sleep(SETTLE).await;
         let epoch = report["route"]["epoch"].as_i64().context("the report has no epoch")?;
         if number % 50 == 49 {
             eprintln!("{} flips, the last one took {answered:.1?}", number + 1);
