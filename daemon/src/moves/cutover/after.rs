@@ -28,7 +28,7 @@ pub(super) async fn leave(connections: Vec<Spare>) {
     }
     tokio::time::sleep(CLIENTS_FIRST).await;
     for connection in connections {
-        connection.keep();
+        connection.end().await;
         tokio::time::sleep(ONE_BY_ONE).await;
     }
 }
