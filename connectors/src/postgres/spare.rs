@@ -37,7 +37,7 @@ pub async fn take(url: &PgUrl, purpose: &str) -> Result<Spare> {
         place.map(|place| spares.remove(place).1)
     };
     if let Some(spare) = kept {
-        let name = format!("SET application_name = {}", literal(&format!("carveout {purpose}")));
+        let name = format!("RESET search_path; SET application_name = {}", literal(&format!("carveout {purpose}")));
         if let Ok(Ok(())) = tokio::time::timeout(ANSWERS, spare.batch_execute(&name)).await {
             return Ok(spare);
         }
