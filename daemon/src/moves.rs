@@ -298,7 +298,6 @@ impl Moving {
             differences: Mutex::new(None),
             certificate: Mutex::new(None),
             noting: Mutex::default(),
-
             left_out: Mutex::new(Vec::new()),
             stop: watch::Sender::new(false),
         }
@@ -309,9 +308,14 @@ impl Moving {
         lock(&self.record).clone()
     }
 
-    /// Whether both sides were equal not long ago, and little has changed since.
+    /// Whether both sides were equal not long ago, and it is known what has changed since.
     pub fn is_certified(&self) -> bool {
         lock(&self.certificate).as_ref().is_some_and(Certificate::counts)
+    }
+
+    /// Whether hardly anything has changed since.
+    pub fn is_ready(&self) -> bool {
+        lock(&self.certificate).as_ref().is_some_and(Certificate::is_fresh)
     }
 
     /// Takes away a comparison that does not count any more: the lane need not note.

@@ -25,6 +25,7 @@ mod sequences;
 mod settle;
 mod shape;
 mod shop;
+mod spare;
 mod stages;
 mod surface;
 mod synchronous;

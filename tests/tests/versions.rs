@@ -24,7 +24,7 @@ const NEW_IN_18: &str = "
     ALTER ROLE postgres SET transaction_timeout = '400ms'";
 
 /// Whether the tests of 18 are left out: `PG_MAJORS=installed`, and it is not.
-fn without_18() -> bool {
+pub fn without_18() -> bool {
     let left_out = std::env::var("PG_MAJORS").is_ok_and(|wanted| wanted == "installed") && Binaries::of(18).is_err();
     if left_out {
         println!("left out: PostgreSQL 18 is not installed");

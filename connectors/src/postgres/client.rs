@@ -24,6 +24,10 @@ pub const PINNED: &str = "-c datestyle=ISO -c intervalstyle=postgres -c extra_fl
     -c default_transaction_read_only=off -c default_transaction_deferrable=off -c standard_conforming_strings=on \
     -c xmloption=content -c array_nulls=on -c quote_all_identifiers=off -c lock_timeout=0 -c jit=off";
 
+/// What every session is told beside that, as not every version knows it: a copy is one long transaction.
+pub(super) const NO_TRANSACTION_TIMEOUT: &str =
+    "SELECT set_config('transaction_timeout', '0', false) WHERE current_setting('server_version_num')::int4 >= 170000";
+
 /// The longest wait for a lock on a connection that does not say otherwise. Longer waits are
 /// tried again from the outside, where they can be seen.
 const LOCK_TIMEOUT: &str = "-c lock_timeout=10s";
@@ -95,23 +99,18 @@ fn say_grant(url: &PgUrl, error: Error) -> Error {
     }
 }
 
-/// Carries the session's messages, and pins what not every version knows: a copy is one long transaction. The
-/// client notices by itself when its connection ends; the reason reaches the next query.
+/// Carries the session's messages. The client notices by itself when its connection ends; the reason reaches the next query.
 async fn begin<S, T>(client: Client, connection: Connection<S, T>) -> Result<Client>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let version = connection.parameter("server_version").unwrap_or_default();
-    let major = version.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse::<u32>().ok());
     let task = async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "connection ended");
         }
     };
     tokio::spawn(task.in_current_span());
-    if major.is_some_and(|major| major >= 17) {
-        client.batch_execute("SET transaction_timeout = 0").await.doing("set transaction_timeout")?;
-    }
+    client.batch_execute(NO_TRANSACTION_TIMEOUT).await.doing("set transaction_timeout")?;
     Ok(client)
 }

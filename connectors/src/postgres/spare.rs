@@ -22,14 +22,15 @@ const ANSWERS: Duration = Duration::from_secs(1);
 /// Each with when it was given back.
 static SPARES: Mutex<Vec<(Instant, Spare)>> = Mutex::new(Vec::new());
 
-/// A session whose settings stay as they are. Who is done with it, and has no transaction open, gives it back by [`Spare::keep`]; one
-/// that is dropped is closed: nobody knows in what state it is.
+/// Who is done with it, and has no transaction open, gives it back by [`Spare::keep`]; one that is dropped is closed: nobody knows in
+/// what state it is. What was set in it does not reach the next one.
 pub struct Spare {
     client: Client,
     url: PgUrl,
 }
 
-/// A session of that database, one that was kept or a new one; its `purpose` shows in `application_name`.
+/// A session of that database, one that was kept or a new one; both begin with the settings of [`client::connect`]. Its `purpose` shows
+/// in `application_name`.
 pub async fn take(url: &PgUrl, purpose: &str) -> Result<Spare> {
     let kept = {
         let mut spares = spares();
@@ -37,8 +38,9 @@ pub async fn take(url: &PgUrl, purpose: &str) -> Result<Spare> {
         place.map(|place| spares.remove(place).1)
     };
     if let Some(spare) = kept {
-        let name = format!("RESET search_path; SET application_name = {}", literal(&format!("carveout {purpose}")));
-        if let Ok(Ok(())) = tokio::time::timeout(ANSWERS, spare.batch_execute(&name)).await {
+        let name = literal(&format!("carveout {purpose}"));
+        let anew = format!("RESET ALL; {}; SET application_name = {name}", client::NO_TRANSACTION_TIMEOUT);
+        if let Ok(Ok(())) = tokio::time::timeout(ANSWERS, spare.batch_execute(&anew)).await {
             return Ok(spare);
         }
     }

@@ -12,11 +12,14 @@ use schemas::status::TableReport;
 
 use crate::clock;
 
-/// A comparison that is older counts no more, nor one after which more keys have changed.
+/// A comparison that is older counts no more.
 const OLDEST: Duration = Duration::from_secs(3600);
 /// Nor does the next one go on from one that had not ended.
 const OLDEST_BEGUN: Duration = Duration::from_secs(24 * 3600);
-const MOST_KEYS: usize = 1_000;
+/// With so many changed keys a tenant is still as good as just compared.
+const FEW_KEYS: usize = 1_000;
+/// To look up that part of the rows by their keys takes about as long as to read all.
+const PART: u64 = 10;
 /// Keys of each table that are written down.
 const MOST_KEPT: usize = 5_000;
 
@@ -140,6 +143,11 @@ impl Certificate {
         self.whole && self.is_young() && self.is_noted() && self.few_changed()
     }
 
+    /// Whether hardly anything has changed since.
+    pub fn is_fresh(&self) -> bool {
+        self.counts() && self.keys_changed().is_some_and(|keys| keys <= FEW_KEYS)
+    }
+
     /// Whether the next comparison can go on from here.
     pub fn is_begun(&self) -> bool {
         !self.whole && self.is_young() && self.is_noted()
@@ -154,9 +162,14 @@ impl Certificate {
         self.age() < if self.whole { OLDEST } else { OLDEST_BEGUN }
     }
 
+    /// Whether what has changed is compared sooner than all rows are; never where it is not known by its keys.
     fn few_changed(&self) -> bool {
-        let keys: Option<usize> = self.changed.sizes().into_iter().map(|(_, keys)| keys).sum();
-        keys.is_some_and(|keys| keys <= MOST_KEYS)
+        let rows: u64 = self.tables.iter().map(|table| table.source_rows).sum();
+        self.keys_changed().is_some_and(|keys| keys <= FEW_KEYS || keys as u64 <= rows / PART)
+    }
+
+    fn keys_changed(&self) -> Option<usize> {
+        self.changed.sizes().into_iter().map(|(_, keys)| keys).sum()
     }
 
     /// The same of these tables, as they look now.
@@ -167,6 +180,9 @@ impl Certificate {
 
 #[cfg(test)]
 mod tests {
+    use schemas::TableName;
+    use schemas::record::ChangedKeys;
+
     use super::*;
 
     fn report(table: &str) -> TableReport {
@@ -217,6 +233,28 @@ mod tests {
         assert!(!old.counts());
         lane.upgrade().expect("it is there").close();
         assert!(!certificate.counts(), "noted elsewhere");
+    }
+
+    #[test]
+    fn the_larger_a_tenant_the_more_of_it_may_have_changed() {
+        let keys = |n: usize| {
+            let names = (0..n).map(|n| vec![format!("t{n}").into_bytes()]).collect();
+            let keys = ChangedKeys { columns: vec!["id".to_owned()], names };
+            Arc::new(Changed::of(vec![(TableName::new("public", "accounts"), Some(keys))]))
+        };
+        for (rows, changed, counts, fresh) in [
+            (10, 1_000, true, true),
+            (10_000, 1_001, false, false),
+            (10_010, 1_001, true, false),
+            (200_000, 20_000, true, false),
+            (200_000, 20_001, false, false),
+        ] {
+            let changed = keys(changed);
+            let _lane = Arc::downgrade(&changed);
+            let mut certificate = of(&changed);
+            Arc::make_mut(&mut certificate.tables)[0].source_rows = rows - 2;
+            assert_eq!((certificate.counts(), certificate.is_fresh()), (counts, fresh), "{rows} rows");
+        }
     }
 
     #[test]

@@ -50,10 +50,12 @@ async fn try_validate(context: &Context, moving: &Moving) -> Result<(), StepErro
     let _turn = context.catalogs.acquire().await.map_err(|_| StepError::Stopped)?;
     let tables = context.tables(record.models()).await?;
     let tables: Vec<&Table> = tables.iter().map(|owned| &owned.table).collect();
-    let (source, place) = (client::connect(&context.config.source.url, "validate").await?, moving.place());
+    let (source, place) = (spare::take(&context.config.source.url, "validate").await?, moving.place());
     let keys = keys::read(&source, &place, &tables).await?;
-    let mut target = client::connect(&context.target(&record)?.url, "validate").await?;
+    source.keep();
+    let mut target = spare::take(&context.target(&record)?.url, "validate").await?;
     moving.leave_out(keys::validate(&mut target, &place, &keys).await?);
+    target.keep();
     Ok(())
 }
 

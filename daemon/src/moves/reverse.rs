@@ -157,7 +157,6 @@ fn planned(
         verified: None,
         noted: None,
         rolled_back: false,
-
         reverse: None,
         back: Some(Back { of: record.id, homes, slot }),
         ..record.clone()
@@ -333,7 +332,7 @@ async fn watch_target(
             }
             () = tokio::time::sleep(LOOK_EVERY) => {
                 let Some(reverse) = reverse.upgrade() else { return };
-                                match reverse.changed().await {
+                match reverse.changed().await {
                     // Whoever takes the lane away says so before it unpublishes.
                     Ok(Some(fault)) if !*stop.borrow() => reverse.broken(fault),
                     Ok(_) => {}

@@ -182,7 +182,7 @@ fn phase(moving: &Moving, lane: &Moving, lag_seconds: Option<f64>) -> &'static s
         return "rehearsing";
     }
     match moving.record().word(lag_seconds, lane.verifying.load(Ordering::Relaxed)) {
-        "streaming" if lane.is_certified() => "ready",
+        "streaming" if lane.is_ready() => "ready",
         word => word,
     }
 }

@@ -75,7 +75,7 @@ impl<'a> Switch<'a> {
         let (source, target) = sides(context, moving).await?;
         let config = &context.config.tenant_strategy.migration_config;
         if wish == Wish::RollBack {
-            let reverse = way_back(moving, config.validation_enabled)?;
+            let reverse = by_the_way_back(moving, config.validation_enabled)?;
             forward_again(context, moving).await?;
             let lane = (Arc::clone(&reverse.context), Arc::clone(&reverse.moving));
             let sequences = Some(tokio::sync::Mutex::new(sequences::sides(context, moving, &source.tables).await?));
@@ -98,7 +98,7 @@ impl<'a> Switch<'a> {
         take_away(context, moving, false).await?;
         moving.update(&context.store, |record| record.fenced = true)?;
         let next = match config.rollback_enabled || moving.record().returning {
-            true => Some(reverse::open(context, moving, &source.tables, Phase::Following).await?),
+            true => Some(way_back(context, moving, &source).await?),
             false => None,
         };
         let (lane, from, to) = ((Arc::clone(context), Arc::clone(moving)), source, target);
@@ -294,8 +294,21 @@ async fn drain(moving: &Moving, barrier: Lsn) -> Result<Drained, StepError> {
     answer.await.map_err(|_| lost())
 }
 
+/// Opens the lane back, and sees that its changes can be read. Whoever compares after that does not do it beside that.
+async fn way_back(context: &Arc<Context>, moving: &Arc<Moving>, source: &Side) -> Result<Arc<Reverse>, StepError> {
+    let reverse = reverse::open(context, moving, &source.tables, Phase::Following).await?;
+    let pipeline = &reverse.context.pipeline;
+    if !pipeline.streams().await? {
+        let fault = pipeline.progress.borrow().fault.clone();
+        let why = fault.map_or_else(String::new, |fault| format!(": {}", fault.message));
+        let why = format!("its changes in the target cannot be read for a way back{why}");
+        return Err(not_ready(&moving.record(), &why, "try again"));
+    }
+    Ok(reverse)
+}
+
 /// The lane back, fit to move the writes by.
-fn way_back(moving: &Moving, validates: bool) -> Result<Arc<Reverse>, StepError> {
+fn by_the_way_back(moving: &Moving, validates: bool) -> Result<Arc<Reverse>, StepError> {
     let record = moving.record();
     let reverse = moving.reverse().ok_or_else(|| no_way_back(&record))?;
     if let Some(fault) = reverse.moving.record().fault {

@@ -1,0 +1,117 @@
+//! Sessions that are kept for whoever asks the same database next, driven as a library.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use connectors::postgres::{client, spare};
+use daemon::demo::cluster::{Binaries, ClusterOptions};
+use schemas::url::PgUrl;
+use tests::scene::Scene;
+use tests::wait::until;
+use tokio_postgres::Client;
+
+use crate::versions::without_18;
+
+const SOON: Duration = Duration::from_secs(30);
+
+async fn pid(client: &Client) -> Result<i32> {
+    Ok(client.query_one("SELECT pg_backend_pid()", &[]).await?.get(0))
+}
+
+/// All settings of a session, its name apart.
+async fn settings(client: &Client) -> Result<Vec<(String, String)>> {
+    let sql = "SELECT name, setting FROM pg_settings WHERE name <> 'application_name' ORDER BY name";
+    Ok(client.query(sql, &[]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+async fn kept_by(asking: &Client, url: &PgUrl) -> Result<i64> {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND application_name LIKE 'carveout %'";
+    Ok(asking.query_one(sql, &[&url.database()]).await?.get(0))
+}
+
+/// What somebody set in a kept session does not reach the next one, whatever the role's own settings are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_session_begins_as_a_new_one_does() -> Result<()> {
+    let scene = match without_18() {
+        true => Scene::single(ClusterOptions::default()).await?,
+        false => Scene::between(18, Binaries::find()?.major.min(17)).await?,
+    };
+    let admin = scene.source_client().await?;
+    admin.batch_execute("ALTER ROLE postgres SET work_mem = '5MB'").await?;
+    if !without_18() {
+        admin.batch_execute("ALTER ROLE postgres SET transaction_timeout = '1s'").await?;
+    }
+    for (cluster, database) in [(&scene.source, "shop"), (&scene.target, "postgres")] {
+        let url: PgUrl = cluster.url(database).parse()?;
+        let first = spare::take(&url, "first").await?;
+        let (wanted, first_pid) = (settings(&first).await?, pid(&first).await?);
+        first
+            .batch_execute(
+                "SET search_path = public; SET session_replication_role = replica; SET synchronous_commit = off; SET jit = on;
+                 SET lock_timeout = 1; SET statement_timeout = 100000; SET timezone = 'Asia/Tokyo'; SET my.own = 'x'",
+            )
+            .await?;
+        if database == "shop" && !without_18() {
+            first.batch_execute("SET transaction_timeout = '5s'").await?;
+        }
+        ensure!(settings(&first).await? != wanted, "nothing was set");
+        first.keep();
+        let second = spare::take(&url, "second").await?;
+        ensure!(pid(&second).await? == first_pid, "it was not kept");
+        let is: Vec<_> = settings(&second).await?.into_iter().filter(|(name, _)| name != "my.own").collect();
+        let unlike: Vec<_> = is.iter().filter(|setting| !wanted.contains(setting)).collect();
+        ensure!(unlike.is_empty() && is.len() == wanted.len(), "{database}: {unlike:?}");
+        let name: String = second.query_one("SHOW application_name", &[]).await?.get(0);
+        ensure!(name == "carveout second", "{name}");
+        ensure!(is == settings(&client::connect(&url, "third").await?).await?, "a new one begins otherwise");
+    }
+    Ok(())
+}
+
+/// Whoever asks next never gets one that is of no use, and none stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_was_ended_or_dropped_is_replaced_and_none_is_kept_for_long() -> Result<()> {
+    let scene = Scene::single(ClusterOptions::default()).await?;
+    let admin = scene.source_client().await?;
+    admin.batch_execute("CREATE DATABASE kept").await?;
+    let url: PgUrl = scene.source.url("kept").parse()?;
+
+    let ended = spare::take(&url, "ended").await?;
+    let ended_pid = pid(&ended).await?;
+    ended.keep();
+    admin.execute("SELECT pg_terminate_backend($1, 10000)", &[&ended_pid]).await?;
+    let dropped = spare::take(&url, "dropped").await?;
+    let dropped_pid = pid(&dropped).await?;
+    ensure!(dropped_pid != ended_pid, "it was ended");
+    dropped.batch_execute("BEGIN").await?;
+    drop(dropped);
+    let failed = spare::take(&url, "failed").await?;
+    ensure!(pid(&failed).await? != dropped_pid, "it was given back by nobody");
+    failed.batch_execute("BEGIN").await?;
+    ensure!(failed.batch_execute("SELECT 1 / 0").await.is_err());
+    let failed_pid = pid_of(&admin, "carveout failed").await?;
+    failed.keep();
+    let next = spare::take(&url, "next").await?;
+    ensure!(pid(&next).await? != failed_pid, "its transaction had failed");
+    next.keep();
+
+    let many = [spare::take(&url, "a").await?, spare::take(&url, "b").await?, spare::take(&url, "c").await?];
+    ensure!(kept_by(&admin, &url).await? == 3, "others stand there");
+    many.into_iter().for_each(spare::Spare::keep);
+    until("two are kept", SOON, async || {
+        let kept = kept_by(&admin, &url).await?;
+        ensure!(kept == 2, "{kept}");
+        Ok(())
+    })
+    .await?;
+    until("none is kept", SOON, async || {
+        let kept = kept_by(&admin, &url).await?;
+        ensure!(kept == 0, "{kept}");
+        Ok(())
+    })
+    .await
+}
+
+async fn pid_of(asking: &Client, name: &str) -> Result<i32> {
+    Ok(asking.query_one("SELECT pid FROM pg_stat_activity WHERE application_name = $1", &[&name]).await?.get(0))
+}
