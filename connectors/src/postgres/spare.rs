@@ -15,7 +15,7 @@ use super::{Result, client};
 /// For so long nobody may have asked.
 const KEPT: Duration = Duration::from_secs(3);
 /// More of a database are not kept.
-const MOST: usize = 2;
+const MOST: usize = 4;
 /// A session that does not answer within that time is left.
 const ANSWERS: Duration = Duration::from_secs(1);
 
@@ -34,7 +34,8 @@ pub struct Spare {
 pub async fn take(url: &PgUrl, purpose: &str) -> Result<Spare> {
     let kept = {
         let mut spares = spares();
-        let place = spares.iter().position(|(_, spare)| spare.url == *url);
+        // The last one: of those that are not needed any more none is used again.
+        let place = spares.iter().rposition(|(_, spare)| spare.url == *url);
         place.map(|place| spares.remove(place).1)
     };
     if let Some(spare) = kept {

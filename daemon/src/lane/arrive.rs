@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use connectors::postgres::apply::{self, PostgresSink};
 use connectors::postgres::policy::Owned;
-use connectors::postgres::spare::{self, Spare};
-use connectors::postgres::{Client, Error, Result, catalog, policy, slot, snapshot};
+use connectors::postgres::{Client, Error, Result, catalog, policy, slot, snapshot, spare};
 use schemas::config::Config;
 use schemas::record::Published;
 use schemas::{Lsn, TableName, TenantId};
@@ -40,7 +39,7 @@ const NEAR_BYTES: u64 = 16 << 20;
 /// The lane's own sight of the source, while one connection to the target lasts.
 #[derive(Default)]
 pub(super) struct Outlook {
-    source: Option<(Spare, Vec<Owned>)>,
+    tables: Option<Vec<Owned>>,
     looked: Option<Instant>,
 }
 
@@ -50,22 +49,18 @@ impl Outlook {
     async fn look(&mut self, origin: &Origin, sink: &PostgresSink, known: &Published) -> Result<Option<apply::Origin>> {
         let (url, again) = (&origin.config.source.url, !sink.read_again_whole().is_empty());
         self.looked = Some(Instant::now());
+        let source = spare::take(url, "arrive").await?;
         // What is read as a whole is read as it is now.
-        self.source.take_if(|(source, _)| again || source.is_closed());
-        let (source, tables) = match &mut self.source {
-            Some(source) => source,
-            none => {
-                let source = spare::take(url, "arrive").await?;
-                let again = |table: &TableName| sink.reads_again(table);
-                let tables = origin.tables(&source, known, again).await?;
-                none.insert((source, tables))
-            }
+        let mut tables = match self.tables.take().filter(|_| !again) {
+            Some(tables) => tables,
+            None => origin.tables(&source, known, |table| sink.reads_again(table)).await?,
         };
         let demand = origin.unseen.lock().unwrap_or_else(PoisonError::into_inner).demand();
         let held = snapshot::hold(url, "arrive").await?;
         // What it shows reaches the disk before it is applied, and the stream passes it.
-        snapshot::tick(source).await?;
-        let mut tables = tables.clone();
+        snapshot::tick(&source).await?;
+        source.keep();
+        self.tables = Some(tables.clone());
         if again {
             let names: Vec<TableName> = known.tables.iter().map(|(name, _)| name.clone()).collect();
             let shown = slot::published(&held.client, &origin.config.source.publication, &names).await?;
@@ -76,8 +71,11 @@ impl Outlook {
                 catalog::take_partitions(&held.client, &mut owned.table).await?;
             }
         }
-        let shown = demand.met_by(&held.snapshot);
-        Ok(shown.then(|| apply::Origin { url: url.clone(), held, tables, tenant: origin.tenant.clone() }))
+        if !demand.met_by(&held.snapshot) {
+            held.client.let_go().await;
+            return Ok(None);
+        }
+        Ok(Some(apply::Origin { url: url.clone(), held, tables, tenant: origin.tenant.clone() }))
     }
 }
 
@@ -209,6 +207,7 @@ impl Lane {
             return Ok(lsn);
         }
         let rows = sink.fetch(&from).await?;
+        from.held.client.let_go().await;
         self.set_lacks_rows(false, lsn);
         self.meter.set_trouble(None);
         tracing::info!(id = %self.plan.sink.id, rows, at = %lsn, "rows came from another tenant with all that hangs on them");

@@ -364,6 +364,7 @@ pub(super) async fn stand(
     let demand = context.pipeline.unseen.lock().unwrap_or_else(PoisonError::into_inner).demand();
     let source = snapshot::hold(&context.config.source.url, "verify").await?;
     if !demand.met_by(&source.snapshot) {
+        source.client.let_go().await;
         return Ok(Err("a transaction that was delivered was not visible yet"));
     }
     let ticker = spare::take(&context.config.source.url, "verify").await?;

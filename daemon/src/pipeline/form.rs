@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use connectors::postgres::pgoutput::{self, Message};
-use connectors::postgres::{Error, Result, client, spare, types};
+use connectors::postgres::{Error, Result, spare, types};
 use schemas::config::Source;
 
 /// The server cannot print a value in binary: an element of an array, as a rule.
@@ -47,8 +47,10 @@ impl Form {
         if unknown.is_empty() {
             return Ok(());
         }
-        let client = client::connect(&source.url, "types").await?;
-        if types::text_only(&client, &unknown).await?.is_empty() {
+        let client = spare::take(&source.url, "types").await?;
+        let as_text = types::text_only(&client, &unknown).await?;
+        client.keep();
+        if as_text.is_empty() {
             known.extend(unknown);
             return Ok(());
         }
@@ -62,9 +64,10 @@ impl Form {
         if !std::mem::take(&mut self.stale) || self.binary.is_none() {
             return Ok(());
         }
-        let client = client::connect(&source.url, "types").await?;
+        let client = spare::take(&source.url, "types").await?;
         let published = types::published(&client, &source.publication).await?;
         self.met_text = !types::text_only(&client, &published).await?.is_empty();
+        client.keep();
         match self.met_text {
             false => Ok(()),
             true => Err(Error::connection("read the stream", "a column travels as text, and the stream is binary")),
