@@ -318,10 +318,9 @@ impl Moving {
         lock(&self.certificate).as_ref().is_some_and(Certificate::is_fresh)
     }
 
-    /// Takes away a comparison that does not count any more: the lane need not note.
-    pub fn forget_noted(&self) {
-        let is_over = |certificate: &Certificate| !certificate.counts() && !certificate.is_begun();
-        lock(&self.certificate).take_if(|certificate| is_over(certificate) && !certificate.is_in_use());
+    /// Takes away a comparison that does not count any more, or for which too much would have to be noted: the lane need not.
+    pub fn forget_noted(&self, room: &mut usize) {
+        lock(&self.certificate).take_if(|certificate| !certificate.fits(room) && !certificate.is_in_use());
     }
 
     /// The comparison for which the lane notes has come to this.

@@ -8,6 +8,7 @@ mod home;
 mod log;
 mod partitions;
 mod probes;
+mod ready;
 pub mod recheck;
 mod stages;
 mod work;

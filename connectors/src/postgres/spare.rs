@@ -10,12 +10,14 @@ use schemas::url::PgUrl;
 use tokio_postgres::Client;
 
 use super::quote::literal;
-use super::{Result, client};
+use super::{Doing, Result, client};
 
 /// For so long nobody may have asked.
 const KEPT: Duration = Duration::from_secs(3);
 /// More of a database are not kept.
 const MOST: usize = 4;
+/// Nor of all together.
+const MOST_OF_ALL: usize = 32;
 /// A session that does not answer within that time is left.
 const ANSWERS: Duration = Duration::from_secs(1);
 
@@ -38,22 +40,32 @@ pub async fn take(url: &PgUrl, purpose: &str) -> Result<Spare> {
         let place = spares.iter().rposition(|(_, spare)| spare.url == *url);
         place.map(|place| spares.remove(place).1)
     };
-    if let Some(spare) = kept {
-        let name = literal(&format!("carveout {purpose}"));
-        let anew = format!("RESET ALL; {}; SET application_name = {name}", client::NO_TRANSACTION_TIMEOUT);
-        if let Ok(Ok(())) = tokio::time::timeout(ANSWERS, spare.batch_execute(&anew)).await {
-            return Ok(spare);
-        }
+    if let Some(spare) = kept
+        && let Ok(Ok(())) = tokio::time::timeout(ANSWERS, spare.begin(purpose)).await
+    {
+        return Ok(spare);
     }
-    Ok(Spare { client: client::connect(url, purpose).await?, url: url.clone() })
+    // Between two purposes it shows the name that it was connected by.
+    let spare = Spare { client: client::connect(url, "session").await?, url: url.clone() };
+    spare.begin(purpose).await?;
+    Ok(spare)
 }
 
 impl Spare {
+    async fn begin(&self, purpose: &str) -> Result<()> {
+        let name = literal(&format!("carveout {purpose}"));
+        let anew = format!("RESET ALL; {}; SET application_name = {name}", client::NO_TRANSACTION_TIMEOUT);
+        self.batch_execute(&anew).await.doing("begin a session anew")
+    }
+
     /// For whoever is next, unless there are enough.
     pub fn keep(self) {
         let mut spares = spares();
         if spares.iter().filter(|(_, spare)| spare.url == self.url).count() >= MOST {
             return;
+        }
+        if spares.len() >= MOST_OF_ALL {
+            spares.remove(0);
         }
         spares.push((Instant::now(), self));
         tokio::spawn(async {

@@ -49,9 +49,10 @@ impl Outlook {
     async fn look(&mut self, origin: &Origin, sink: &PostgresSink, known: &Published) -> Result<Option<apply::Origin>> {
         let (url, again) = (&origin.config.source.url, !sink.read_again_whole().is_empty());
         self.looked = Some(Instant::now());
+        // After an error they may have changed; what is read as a whole is read as it is now.
+        let known_tables = self.tables.take().filter(|_| !again);
         let source = spare::take(url, "arrive").await?;
-        // What is read as a whole is read as it is now.
-        let mut tables = match self.tables.take().filter(|_| !again) {
+        let mut tables = match known_tables {
             Some(tables) => tables,
             None => origin.tables(&source, known, |table| sink.reads_again(table)).await?,
         };
@@ -197,7 +198,10 @@ impl Lane {
             return Err(End::Stopped);
         }
         let looked_for = (self.partitions.known.clone(), sink.read_again_whole());
-        let Some(mut left) = self.prefix(reader, &from.held.snapshot)? else { return Ok(lsn) };
+        let Some(mut left) = self.prefix(reader, &from.held.snapshot)? else {
+            from.held.client.let_go().await;
+            return Ok(lsn);
+        };
         while left > 0 {
             lsn = self.apply(sink, reader, group, left).await?;
             left = left.saturating_sub(group.transactions());

@@ -79,8 +79,12 @@ impl Certificate {
 
     /// For when its lane goes on, which has noted all that is in the target now; `None` when it is worth nothing any more.
     pub fn kept(&self, lsn: Lsn) -> Option<Kept> {
-        let changed =
-            self.changed.kept(MOST_KEPT).filter(|_| self.is_young() && (!self.whole || self.few_changed()))?;
+        let changed = self.changed.kept(MOST_KEPT).filter(|_| self.is_young())?;
+        // Without all keys it would not count.
+        let all_known = || changed.iter().all(|(_, keys)| keys.is_some());
+        if self.whole && !(self.few_changed() && all_known()) {
+            return None;
+        }
         let (at, whole) = (self.at(), self.whole);
         Some(Kept { at, whole, lsn, shapes: (*self.shapes).clone(), tables: (*self.tables).clone(), changed })
     }
@@ -148,6 +152,16 @@ impl Certificate {
         self.counts() && self.keys_changed().is_some_and(|keys| keys <= FEW_KEYS)
     }
 
+    /// Whether it is worth that more is noted for it: there is `room` for the keys, where they are not few.
+    pub fn fits(&self, room: &mut usize) -> bool {
+        let left = room.checked_sub(self.changed.bytes());
+        let fits = self.is_begun() || self.is_fresh() || self.counts() && left.is_some();
+        if fits {
+            *room = left.unwrap_or(0);
+        }
+        fits
+    }
+
     /// Whether the next comparison can go on from here.
     pub fn is_begun(&self) -> bool {
         !self.whole && self.is_young() && self.is_noted()
@@ -205,6 +219,12 @@ mod tests {
         certificate
     }
 
+    fn keys(count: usize) -> Arc<Changed> {
+        let names = (0..count).map(|n| vec![format!("t{n}").into_bytes()]).collect();
+        let keys = ChangedKeys { columns: vec!["id".to_owned()], names };
+        Arc::new(Changed::of(vec![(TableName::new("public", "accounts"), Some(keys))]))
+    }
+
     fn of(changed: &Arc<Changed>) -> Certificate {
         let mut certificate = begun(changed);
         certificate.end();
@@ -237,11 +257,6 @@ mod tests {
 
     #[test]
     fn the_larger_a_tenant_the_more_of_it_may_have_changed() {
-        let keys = |n: usize| {
-            let names = (0..n).map(|n| vec![format!("t{n}").into_bytes()]).collect();
-            let keys = ChangedKeys { columns: vec!["id".to_owned()], names };
-            Arc::new(Changed::of(vec![(TableName::new("public", "accounts"), Some(keys))]))
-        };
         for (rows, changed, counts, fresh) in [
             (10, 1_000, true, true),
             (10_000, 1_001, false, false),
@@ -255,6 +270,28 @@ mod tests {
             Arc::make_mut(&mut certificate.tables)[0].source_rows = rows - 2;
             assert_eq!((certificate.counts(), certificate.is_fresh()), (counts, fresh), "{rows} rows");
         }
+    }
+
+    #[test]
+    fn what_is_noted_beyond_few_keys_has_to_fit() {
+        let changed = keys(2_000);
+        let _lane = Arc::downgrade(&changed);
+        let mut certificate = of(&changed);
+        Arc::make_mut(&mut certificate.tables)[0].source_rows = 100_000;
+        let takes = changed.bytes();
+        assert!((200_000..500_000).contains(&takes), "{takes}");
+        let mut room = takes + 1;
+        assert!(certificate.fits(&mut room) && room == 1);
+        assert!(!certificate.fits(&mut room) && room == 1);
+        let few = keys(1_000);
+        let _lane = Arc::downgrade(&few);
+        assert!(of(&few).fits(&mut room) && room == 0);
+        let kept = certificate.kept(Lsn(7)).expect("it counts");
+        assert!(kept.changed[0].1.is_some());
+        let many = keys(MOST_KEPT + 1);
+        let _lane = Arc::downgrade(&many);
+        let many = Certificate { changed: Arc::clone(&many), ..certificate };
+        assert!(many.counts() && many.kept(Lsn(7)).is_none(), "not all of its keys can be written down");
     }
 
     #[test]

@@ -375,7 +375,10 @@ pub(super) async fn stand(
     commands.send(advance).await.map_err(|_| lost())?;
     match tokio::time::timeout(PATIENCE, stands).await {
         Ok(Ok(Ok(()))) => {}
-        Ok(Ok(Err(why))) => return Ok(Err(why)),
+        Ok(Ok(Err(why))) => {
+            source.client.let_go().await;
+            return Ok(Err(why));
+        }
         _ => return Ok(Err("the target did not take what was waiting")),
     }
     // Partitions that came or went since are not in the target yet.

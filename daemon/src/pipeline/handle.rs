@@ -11,8 +11,10 @@ use crate::ack::SharedUnseen;
 use crate::ownership::Reference;
 use crate::router::{LaneEnd, TableRoute};
 
-/// How long a record, or a connection, may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a record may take.
+const RECORD_PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for the stream: longer than the pause between two tries to connect.
+const STREAM_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the pipeline shows of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,19 +160,19 @@ impl PipelineHandle {
     pub async fn recorded(&self) -> anyhow::Result<bool> {
         // One may be under way.
         let enough = self.progress.borrow().rounds + 2;
-        self.reaches(|progress| progress.rounds >= enough).await
+        self.reaches(RECORD_PATIENCE, |progress| progress.rounds >= enough).await
     }
 
     /// Waits until the slot is read; false when that takes too long, as while the source is away.
     pub async fn streams(&self) -> anyhow::Result<bool> {
-        self.reaches(|progress| progress.state == "streaming").await
+        self.reaches(STREAM_PATIENCE, |progress| progress.state == "streaming").await
     }
 
     /// Waits for what does not come any more where it has stopped.
-    async fn reaches(&self, enough: impl Fn(&Progress) -> bool) -> anyhow::Result<bool> {
+    async fn reaches(&self, patience: Duration, enough: impl Fn(&Progress) -> bool) -> anyhow::Result<bool> {
         let mut progress = self.progress.clone();
         let reached = progress.wait_for(|progress| enough(progress) || progress.state == "stopped");
-        match tokio::time::timeout(PATIENCE, reached).await {
+        match tokio::time::timeout(patience, reached).await {
             Ok(Ok(progress)) if progress.state != "stopped" => Ok(true),
             Ok(Ok(_)) | Err(_) => Ok(false),
             Ok(Err(_)) => Err(stopped()),

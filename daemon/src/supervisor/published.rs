@@ -16,6 +16,9 @@ use crate::moves::reverse::{self, Reverse};
 /// How often the catalogs are looked at.
 const EVERY: Duration = Duration::from_secs(1);
 
+/// That part of `limits.memory` is for what lanes note of comparisons.
+const NOTES: u64 = 4;
+
 impl Supervisor {
     /// Runs as long as the daemon.
     pub(super) async fn watch_source(self: Arc<Self>) {
@@ -35,9 +38,11 @@ impl Supervisor {
     /// What lanes note of comparisons that do not count any more is of no use.
     fn forget_noted(&self) {
         let entries: Vec<Entry> = self.lock().values().cloned().collect();
+        let memory = self.context.config.limits.memory;
+        let mut room = usize::try_from(memory.0 / NOTES).unwrap_or(usize::MAX);
         for entry in entries {
-            entry.moving.forget_noted();
-            entry.moving.reverse().iter().for_each(|back| back.moving.forget_noted());
+            entry.moving.forget_noted(&mut room);
+            entry.moving.reverse().iter().for_each(|back| back.moving.forget_noted(&mut room));
         }
     }
 

@@ -21,9 +21,9 @@ use super::target::{Form, Mapped, Op, Raw, bytes_of};
 
 /// Keys of all tables of a lane that are remembered, and what they take: of what comes beyond, only the table is.
 const MOST_KEYS: usize = 100_000;
-const MOST_BYTES: usize = 8 << 20;
+const MOST_BYTES: usize = 16 << 20;
 /// What a value takes beside its bytes.
-const BESIDE: usize = 64;
+const BESIDE: usize = 128;
 
 /// Which rows of a table.
 #[derive(Clone)]
@@ -114,6 +114,11 @@ impl Changed {
             Rows::All => None,
         };
         self.noted().tables.iter().map(|(table, rows)| (table.clone(), size(rows))).collect()
+    }
+
+    /// What the keys take.
+    pub fn bytes(&self) -> usize {
+        self.noted().bytes
     }
 
     /// The rows of these changes, before and after each.

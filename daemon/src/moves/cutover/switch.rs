@@ -301,8 +301,8 @@ async fn way_back(context: &Arc<Context>, moving: &Arc<Moving>, source: &Side) -
     if !pipeline.streams().await? {
         let fault = pipeline.progress.borrow().fault.clone();
         let why = fault.map_or_else(String::new, |fault| format!(": {}", fault.message));
-        let why = format!("its changes in the target cannot be read for a way back{why}");
-        return Err(not_ready(&moving.record(), &why, "try again"));
+        let why = format!("the stream by which its writes would come back does not begin{why}");
+        return Err(not_ready(&moving.record(), &why, "see the daemon's log, then try again"));
     }
     Ok(reverse)
 }
