@@ -74,35 +74,24 @@ impl<'a> Switch<'a> {
     ) -> Result<Switch<'a>, StepError> {
         let (source, target) = sides(context, moving).await?;
         let config = &context.config.tenant_strategy.migration_config;
-        if wish == Wish::RollBack {
-            let reverse = by_the_way_back(moving, config.validation_enabled)?;
-            forward_again(context, moving).await?;
-            let lane = (Arc::clone(&reverse.context), Arc::clone(&reverse.moving));
-            let sequences = Some(tokio::sync::Mutex::new(sequences::sides(context, moving, &source.tables).await?));
-            let (from, to) = (target, source);
-            return Ok(Switch {
-                context,
-                moving,
-                wish,
-                max_pause,
-                lane,
-                next: None,
-                from,
-                to,
-                sequences,
-                recheck: None,
-                drained: Mutex::default(),
-                connections: Vec::new(),
-            });
-        }
-        take_away(context, moving, false).await?;
-        moving.update(&context.store, |record| record.fenced = true)?;
-        let next = match config.rollback_enabled || moving.record().returning {
-            true => Some(way_back(context, moving, &source).await?),
-            false => None,
+        let (mut next, mut sequences) = (None, None);
+        let (lane, from, to) = match wish {
+            Wish::RollBack => {
+                let reverse = by_the_way_back(moving, config.validation_enabled)?;
+                forward_again(context, moving).await?;
+                sequences = Some(tokio::sync::Mutex::new(sequences::sides(context, moving, &source.tables).await?));
+                ((Arc::clone(&reverse.context), Arc::clone(&reverse.moving)), target, source)
+            }
+            Wish::CutOver | Wish::Rehearse => {
+                take_away(context, moving, false).await?;
+                moving.update(&context.store, |record| record.fenced = true)?;
+                if config.rollback_enabled || moving.record().returning {
+                    next = Some(way_back(context, moving, &source).await?);
+                }
+                ((Arc::clone(context), Arc::clone(moving)), source, target)
+            }
         };
-        let (lane, from, to) = ((Arc::clone(context), Arc::clone(moving)), source, target);
-        let (sequences, recheck, drained, connections) = (None, None, Mutex::default(), Vec::new());
+        let (recheck, drained, connections) = (None, Mutex::default(), Vec::new());
         Ok(Switch { context, moving, wish, max_pause, lane, next, from, to, sequences, recheck, drained, connections })
     }
 
