@@ -75,7 +75,7 @@ impl Recheck {
         let (anew, certificate) = match holds {
             Some(certificate) => (false, certificate),
             None => {
-                let (report, certificate) = verify::certify(context, moving, compared).await?;
+                let (report, certificate) = verify::certify(context, moving, compared, shapes).await?;
                 let why = || format!("source and target are not equal: {}", differing(&report.tables));
                 let unequal = || not_ready(&record, &why(), "`carveout verify` names the rows");
                 (true, certificate.ok_or_else(unequal)?)

@@ -21,7 +21,7 @@ use schemas::status::VerifyReport;
 use schemas::url::PgUrl;
 use tokio::sync::{mpsc, oneshot};
 
-use super::certificate::Certificate;
+use super::certificate::{Certificate, Shapes};
 use super::{Context, Moving, StepError, recheck};
 use crate::lane::LaneCommand;
 
@@ -82,13 +82,14 @@ pub(super) async fn verify_anew(context: &Context, moving: &Moving) -> Result<Ve
     Ok(verify_at(context, moving, None, Manner::Anew).await?.report)
 }
 
-/// The same for somebody who goes by it; without a certificate the sides are not equal.
+/// The same for somebody who goes by it, and knows what the tables look like now; without a certificate the sides are not equal.
 pub(super) async fn certify(
     context: &Context,
     moving: &Moving,
     tables: Vec<Compared>,
+    shapes: Shapes,
 ) -> Result<(VerifyReport, Option<Certificate>), StepError> {
-    let verified = verify_at(context, moving, Some(tables), Manner::GoesOn).await?;
+    let verified = verify_at(context, moving, Some((tables, shapes)), Manner::GoesOn).await?;
     verified.client.let_go().await;
     Ok((verified.report, verified.certificate))
 }
@@ -132,7 +133,7 @@ fn can_be_compared(record: &MoveRecord) -> Result<(), StepError> {
 async fn verify_at(
     context: &Context,
     moving: &Moving,
-    known: Option<Vec<Compared>>,
+    known: Option<(Vec<Compared>, Shapes)>,
     manner: Manner,
 ) -> Result<Verified, StepError> {
     let record = moving.record();
@@ -143,9 +144,9 @@ async fn verify_at(
     let mut begun = super::lock(&moving.certificate).clone().filter(Certificate::is_begun);
     begun.take_if(|_| manner != Manner::GoesOn);
     let target = context.target(&record)?;
-    let tables = match known {
-        Some(tables) => tables,
-        None => tables(context, moving, &target).await?,
+    let (tables, mut shapes) = match known {
+        Some((tables, shapes)) => (tables, Some(shapes)),
+        None => (tables(context, moving, &target).await?, None),
     };
     let began = Instant::now();
     let (mut certificate, report, client, held) = loop {
@@ -153,8 +154,13 @@ async fn verify_at(
         let why = match stand(context, moving, &target.url, (!in_use).then_some(&changed)).await? {
             Ok((source, client, held)) => {
                 let held = (manner == Manner::Stays).then_some(held);
-                let mut certificate =
-                    from_here(context, moving, &tables, (&source, &client), (begun.take(), &changed)).await?;
+                // A lane that began anew has not noted everything, nor ended that.
+                begun.take_if(|begun| !begun.changed().is_closed());
+                let mut certificate = match (begun.take(), shapes.take()) {
+                    // Where a table is another one since it was looked at, this counts no more.
+                    (None, Some(shapes)) => Certificate::begin(&changed, shapes),
+                    (begun, _) => from_here(context, moving, &tables, (&source, &client), (begun, &changed)).await?,
+                };
                 if !in_use {
                     *super::lock(&moving.certificate) = Some(certificate.clone());
                 }
@@ -221,8 +227,6 @@ async fn from_here(
     let (from, to) = (spare::take(from, "verify").await?, spare::take(&to.url, "verify").await?);
     let both = recheck::both(&record, tables.to_vec(), in_order(back, &from, &to).1).await?;
     let shapes = recheck::shapes(&both, in_order(back, &from, &to)).await?;
-    // A lane that began anew has not noted everything, nor ended that.
-    let begun = begun.filter(|begun| begun.changed().is_closed());
     let unseen = begun.is_some() && recheck::writes_unseen(&both, back, &to).await?;
     from.keep();
     to.keep();
