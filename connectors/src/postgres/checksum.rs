@@ -58,12 +58,12 @@ impl Pace {
         }
     }
 
-    /// The same for rows that are looked up by their keys, which takes longer: once for each 64 of them. Not for as long: meanwhile
+    /// The same for rows that are looked up by their keys, which takes longer: once for each 128 of them. Not for as long: meanwhile
     /// more are changed.
     fn keyed(self) -> &'static str {
         match self {
             Pace::Quick => "true",
-            Pace::Gentle => "CASE WHEN random() * 64 < 1 THEN pg_sleep(0.005) IS NOT NULL ELSE true END",
+            Pace::Gentle => "CASE WHEN random() * 128 < 1 THEN pg_sleep(0.005) IS NOT NULL ELSE true END",
         }
     }
 }
