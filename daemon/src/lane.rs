@@ -34,6 +34,9 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 /// A lane that has had its connection for this long gives it up when others wait for one.
 const SHARE_AFTER: Duration = Duration::from_secs(2);
+/// A lane that is in step lets so much time pass between two groups: each costs both servers and the daemon about the same, whether one
+/// transaction is in it or ten.
+const GATHERS: Duration = Duration::from_millis(10);
 /// How often a lane without a connection looks for commands.
 const LOOK_FOR_COMMANDS: Duration = Duration::from_millis(500);
 /// Transient failures of one group in a row before the operator is told.
@@ -304,29 +307,20 @@ impl Lane {
         if !sink.expects() {
             self.meter.set_trouble(None);
         }
-        let mut reader = SpoolReader::open(&self.plan.spool_dir).map_err(|error| self.spool_broken(&error))?;
-        let mut group = self.group();
         let mut sealed = self.plan.spool.sealed.subscribe();
-        if !self.skip_applied(&mut reader, &mut group, lsn)? {
-            // The end of the spool was lost with the machine; it comes again.
-            if !self.received(lsn).await? {
-                return Ok(End::Stopped);
-            }
-            reader = SpoolReader::open(&self.plan.spool_dir).map_err(|error| self.spool_broken(&error))?;
-            group = self.group();
-            if !self.skip_applied(&mut reader, &mut group, lsn)? {
-                return Err(self.not_an_end(lsn));
-            }
-        }
+        let Some((mut reader, mut group)) = self.behind(lsn).await? else { return Ok(End::Stopped) };
         self.set_lacks_rows(sink.expects(), Lsn(lsn.0.saturating_sub(1)));
+        let mut gathered = Instant::now();
         loop {
             self.take_partitions(&mut sink, lsn).await?;
             if !self.stands() && sink.expects() && self.may_look() {
                 lsn = self.arrive(&mut sink, &mut reader, &mut group, lsn).await?;
             }
             let now = *sealed.borrow_and_update();
-            if !self.stands() && reader.place_before(&now) {
+            let gathers = gathered.saturating_duration_since(Instant::now());
+            if !self.stands() && gathers.is_zero() && reader.place_before(&now) {
                 lsn = self.apply(&mut sink, &mut reader, &mut group, usize::MAX).await?;
+                gathered = Instant::now() + if group.is_full() { Duration::ZERO } else { GATHERS };
                 // Commands and stop are looked at between groups.
                 match self.commands.try_recv() {
                     Ok(command) => lsn = self.command(command, &mut sink, &mut reader, &mut group, lsn).await?,
@@ -348,7 +342,8 @@ impl Lane {
                 changed = self.partitions.seen.changed(), if !self.drained && self.partitions.known.is_partitioned() => {
                     changed.map_err(|_| End::Stopped)?;
                 }
-                changed = sealed.changed(), if !self.stands() => changed.map_err(|_| End::Stopped)?,
+                () = tokio::time::sleep(gathers), if !gathers.is_zero() => {}
+                changed = sealed.changed(), if !self.stands() && gathers.is_zero() => changed.map_err(|_| End::Stopped)?,
                 () = tokio::time::sleep(if sink.expects() { LOOK_AGAIN } else { SHARE_AFTER }), if !self.held => {
                     if self.is_wanted() {
                         return Ok(End::Shared);
@@ -358,8 +353,20 @@ impl Lane {
         }
     }
 
-    fn group(&self) -> Group {
-        Group::new(&self.plan.copied, &self.plan.skipped, Arc::clone(&self.plan.spool))
+    /// The spool from where the target is; `None` when told to stop.
+    async fn behind(&self, lsn: Lsn) -> std::result::Result<Option<(SpoolReader, Group)>, End> {
+        for again in [false, true] {
+            let mut reader = SpoolReader::open(&self.plan.spool_dir).map_err(|error| self.spool_broken(&error))?;
+            let mut group = Group::new(&self.plan.copied, &self.plan.skipped, Arc::clone(&self.plan.spool));
+            if self.skip_applied(&mut reader, &mut group, lsn)? {
+                return Ok(Some((reader, group)));
+            }
+            // The end of the spool was lost with the machine; it comes again.
+            if !again && !self.received(lsn).await? {
+                return Ok(None);
+            }
+        }
+        Err(self.not_an_end(lsn))
     }
 
     /// Whether it applies nothing unless it is told to.

@@ -5,6 +5,7 @@ pub mod cli;
 pub mod clock;
 pub mod demo;
 pub mod events;
+mod gently;
 pub mod http;
 pub mod lane;
 mod lanes;

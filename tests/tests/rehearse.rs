@@ -155,3 +155,24 @@ async fn a_rehearsal_that_cannot_be_says_why_and_lets_go() -> Result<()> {
     ensure!(desk.ask(FENCES).await? == "0", "a fence stayed");
     daemon.assert_no_errors(&["stays open"])
 }
+
+/// What cannot be taken away behind a rehearsal goes as soon as nobody is in its way.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_rehearsal_could_not_take_away_goes_later() -> Result<()> {
+    let desk = Desk::open().await?;
+    let daemon = desk.work().await?;
+    desk.carve(&daemon, "1", "schema").await?;
+    // Who reads is not in the way of triggers that come, but of those that go.
+    let reader = desk.scene.source_client().await?;
+    reader.batch_execute("BEGIN; SELECT FROM orders LIMIT 1").await?;
+    run(&desk.config, &["rehearse", "1"]).await?.assert(0, &["would pause for"])?;
+    ensure!(desk.ask(FENCES).await? != "0", "all of the fence could be taken away");
+    reader.batch_execute("COMMIT").await?;
+    until("no fence", SOON, async || {
+        ensure!(desk.ask(FENCES).await? == "0", "it is there");
+        Ok(())
+    })
+    .await?;
+    phase(&daemon, "1", &["streaming", "ready"]).await?;
+    daemon.assert_no_errors(&["could not be taken away yet"])
+}

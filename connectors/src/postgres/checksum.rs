@@ -58,6 +58,14 @@ impl Pace {
         }
     }
 
+    /// The same for rows of which the keys are read alone, or whether they are the tenant's: once for each 4,096 of them.
+    pub fn of_parents(self) -> &'static str {
+        match self {
+            Pace::Quick => "true",
+            Pace::Gentle => "CASE WHEN random() * 4096 < 1 THEN pg_sleep(0.0075) IS NOT NULL ELSE true END",
+        }
+    }
+
     /// The same for rows that are looked up by their keys, which takes longer: once for each 128 of them. Not for as long: meanwhile
     /// more are changed.
     fn keyed(self) -> &'static str {

@@ -10,6 +10,7 @@ use tokio_postgres::{Client, Transaction};
 
 use super::apply::key_bytes;
 use super::catalog::Table;
+use super::checksum::Pace;
 use super::policy::Owned;
 use super::provision::partitions;
 use super::{Doing, Error, Result, control, quote};
@@ -226,7 +227,7 @@ fn strip_header(message: Bytes) -> std::result::Result<Bytes, &'static str> {
 }
 
 /// The values of `columns` in every row of a table, where none is NULL, in the form in which keys are compared: one of
-/// them, or several with their lengths.
+/// them, or several with their lengths. Nobody waits for them, so the server rests while it reads.
 pub async fn keys(
     client: &Client,
     table: &TableName,
@@ -239,7 +240,7 @@ pub async fn keys(
     let described = client.prepare(&select).await.doing(&*doing)?;
     let kinds = described.columns().iter().map(|column| KeyType::from_oid(column.type_().oid()));
     let kinds: Vec<Option<KeyType>> = kinds.collect();
-    let out = format!("COPY ({select}) TO STDOUT (FORMAT binary)");
+    let out = format!("COPY ({select} WHERE {}) TO STDOUT (FORMAT binary)", Pace::Gentle.of_parents());
     let rows = client.copy_out(&out).await.doing(&*doing)?;
     let mut first = true;
     Ok(rows.filter_map(move |row| {

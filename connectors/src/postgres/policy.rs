@@ -128,6 +128,11 @@ impl Owned {
 
     /// The SQL condition that selects the tenant's rows.
     pub fn filter(&self, tenant: &TenantId) -> String {
+        self.filter_and(tenant, "true")
+    }
+
+    /// The same, where this is true of each row, too, that says whose another one is.
+    pub fn filter_and(&self, tenant: &TenantId, also: &str) -> String {
         match &self.path {
             Path::Key { column, .. } => {
                 let kind = self.table.column(column).map_or("text", |column| column.base_name.as_str());
@@ -136,11 +141,11 @@ impl Owned {
             Path::Via(via) => {
                 let list = |columns: &[String]| idents(columns.iter().map(String::as_str));
                 format!(
-                    "({}) IN (SELECT {} FROM {} WHERE {})",
+                    "({}) IN (SELECT {} FROM {} WHERE {} AND {also})",
                     list(&via.key.columns),
                     list(&via.key.referenced),
                     qualified(&via.key.parent),
-                    via.parent.filter(tenant)
+                    via.parent.filter_and(tenant, also)
                 )
             }
             Path::Reference | Path::Whole(_) => "true".to_owned(),

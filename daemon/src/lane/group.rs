@@ -238,7 +238,8 @@ impl Group {
         Ok(next_end(reader, sealed)?.is_some_and(|end| self.skipped.contains(&end)))
     }
 
-    fn is_full(&self) -> bool {
+    /// Whether it ended before the spool did.
+    pub fn is_full(&self) -> bool {
         self.rows >= self.limits.rows
             || self.bytes >= PIECE_BYTES
             || self.transactions >= self.limits.transactions

@@ -15,10 +15,10 @@ use connectors::postgres::policy::Owned;
 use connectors::postgres::{Client, client, control, provision, spare, version};
 use schemas::config::{Isolation, Target};
 use schemas::phase::Event;
-use schemas::record::{Fault, MoveRecord};
+use schemas::record::{Fault, MoveRecord, Published};
 use schemas::url::PgUrl;
 use schemas::{Lsn, Phase};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Context, Moving, SpoolLink, StepError, complete, copy, cutover, hooks, keys, parts, reverse, routes, sequences,
@@ -31,6 +31,8 @@ use crate::stop;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
+/// For so long a lane that begins has both servers for itself, before the keys of its rows are read.
+const LANE_FIRST: Duration = Duration::from_millis(500);
 /// How long a lane that was told to stop may take to finish what it has in hand. What a target that
 /// does not answer was sent is resolved by its checkpoint.
 const LANE_PATIENCE: Duration = Duration::from_secs(3);
@@ -403,12 +405,7 @@ async fn follow(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), Step
     );
     let ended = tokio::select! {
         ended = lane.run() => ended,
-        _ = async { tokio::join!(
-                        keys::hand_over(context, moving),
-            parts::validate(context, moving),
-            parts::record_partitions(context, moving, to_record),
-            cutover::clear_up(context, moving),
-                ) } => LaneEnded::Stopped(Weak::new()),
+        () = beside_it(context, moving, to_record) => LaneEnded::Stopped(Weak::new()),
     };
     keys::leave_off(context, moving).await;
     moving.set_lane(None);
@@ -422,6 +419,23 @@ async fn follow(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(), Step
         }
         LaneEnded::Broken(fault) => Err(StepError::Broken(fault)),
     }
+}
+
+/// What else is to be done while a lane runs.
+async fn beside_it(
+    context: &Arc<Context>,
+    moving: &Arc<Moving>,
+    partitions: mpsc::Receiver<(Published, oneshot::Sender<()>)>,
+) {
+    tokio::join!(
+        parts::record_partitions(context, moving, partitions),
+        parts::validate(context, moving),
+        cutover::clear_up(context, moving),
+        async {
+            tokio::time::sleep(LANE_FIRST).await;
+            keys::hand_over(context, moving).await;
+        },
+    );
 }
 
 /// Drops what the move created, and nothing else.

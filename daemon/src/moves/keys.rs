@@ -85,7 +85,6 @@ async fn read(context: &Context, moving: &Moving) -> Result<bool, StepError> {
         let rows = copy::keys(&client, here, &columns).await?;
         pin_mut!(rows);
         let mut batch: Vec<Bytes> = Vec::with_capacity(BATCH);
-        let mut reading = Instant::now();
         loop {
             let key = rows.next().await.transpose()?;
             let ended = key.is_none();
@@ -94,7 +93,6 @@ async fn read(context: &Context, moving: &Moving) -> Result<bool, StepError> {
                 continue;
             }
             number += batch.len();
-            let took = reading.elapsed();
             match context.pipeline.add_keys(record.id, reference, std::mem::take(&mut batch)).await? {
                 Added::Yes => {}
                 Added::Lost => return Ok(false),
@@ -108,9 +106,6 @@ async fn read(context: &Context, moving: &Moving) -> Result<bool, StepError> {
             if ended {
                 break;
             }
-            // Nobody waits for it, and the servers have others to serve.
-            tokio::time::sleep(took).await;
-            reading = Instant::now();
         }
     }
     tracing::info!(

@@ -21,6 +21,7 @@ use super::certificate::{Certificate, Shapes};
 use super::cutover::{NOT_EQUAL, not_ready};
 use super::verify::{self, Compared, PATIENCE, PAUSE, Verifying, in_order, stand, still};
 use super::{Context, Moving, StepError};
+use crate::gently::gently;
 
 /// So many keys may be left for the pause without another round, and so many at all.
 const FEW_KEYS: usize = 2_000;
@@ -63,11 +64,11 @@ impl Recheck {
         let (source, target) = (&context.config.source.url, context.target(&record)?);
         let back = record.back.is_some();
         let (home, own) = if back { (&target.url, source) } else { (source, &target.url) };
-        let compared = verify::tables(context, moving, &target).await?;
+        let compared = gently(verify::tables(context, moving, &target)).await?;
         let asking = (spare::take(home, "recheck").await?, spare::take(own, "recheck").await?);
-        let tables = both(&record, compared.clone(), &asking.1).await?;
+        let tables = gently(both(&record, compared.clone(), &asking.1)).await?;
         let known = super::lock(&moving.certificate).clone();
-        let shapes = shapes(&tables, (&asking.0, &asking.1)).await?;
+        let shapes = gently(shapes(&tables, (&asking.0, &asking.1))).await?;
         let silent = writes_unseen(&tables, back, if back { &asking.0 } else { &asking.1 }).await?;
         asking.0.keep();
         asking.1.keep();
@@ -87,7 +88,7 @@ impl Recheck {
         for table in &recheck.tables {
             if let Some(key) = table.home.2.best_key() {
                 let none = Keys::none(key.columns.clone());
-                table.keys((&recheck.home, &recheck.own), &none, Pace::Quick).await?;
+                gently(table.keys((&recheck.home, &recheck.own), &none, Pace::Quick)).await?;
             }
         }
         Ok((anew, recheck))
@@ -287,7 +288,7 @@ pub(super) async fn both(record: &MoveRecord, compared: Vec<Compared>, own: &Cli
         let name = here(&table);
         let gone = || not_ready(record, &format!("{name} is gone from the target"), "carveout verify");
         let there = found.remove(&name).ok_or_else(gone)?;
-        let Compared { shape, source, target, reference } = table;
+        let Compared { shape, source, target, reference, .. } = table;
         let name = source.0.clone();
         let (home, own) = if back { (target, source) } else { (source, target) };
         tables.push(Both { name, home: (home.0, home.1, shape), own: (own.0, own.1, there), reference });

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tracing::Instrument;
 
 use super::{Context, Moving, SpoolLink, StepError, complete, cutover, drive, driver, sequences};
+use crate::gently::gently;
 use crate::lanes;
 use crate::pipeline;
 use crate::router::Broken;
@@ -84,7 +85,7 @@ pub async fn open(
     phase: Phase,
 ) -> Result<Arc<Reverse>, StepError> {
     let record = moving.record();
-    let own = own_tables(context, moving, tables).await?;
+    let own = gently(own_tables(context, moving, tables)).await?;
     let (homes, tables): (Vec<TableName>, Vec<Owned>) = own.into_iter().unzip();
     let back = MoveRecord { phase, ..planned(context, &record, homes, &tables)? };
     let id = back.id;
@@ -192,7 +193,7 @@ pub async fn resume(context: &Arc<Context>, id: MoveId, link: Option<SpoolLink>)
     };
     fs::create_dir_all(&config.state_dir).map_err(failed)?;
     let store = context.store.of_reverse(id);
-    let beginning = pipeline::begin(&config, &store).await.map_err(|error| step_error(id, error))?;
+    let beginning = gently(pipeline::begin(&config, &store)).await.map_err(|error| step_error(id, error))?;
     let ack = store.ack()?.unwrap_or_default();
     let mut record = record;
     if ack.quarantined.contains(&id) && record.phase.has_lane() {

@@ -10,6 +10,7 @@ use schemas::TableName;
 use schemas::record::GivenBlock;
 
 use super::{Context, Moving, StepError};
+use crate::gently::gently;
 
 /// How often is looked how much of the blocks is used.
 const EVERY: Duration = Duration::from_secs(1);
@@ -48,8 +49,8 @@ pub(super) async fn sides(context: &Context, moving: &Moving, tables: &[Owned]) 
     let own = tables.iter().filter(|owned| !matches!(owned.path, Path::Reference)).map(|owned| &owned.table.name);
     let tables: Vec<(TableName, TableName)> = own.map(|home| (shared(home.clone()), plan.target_name(home))).collect();
     let (homes, guests): (Vec<TableName>, Vec<TableName>) = tables.iter().cloned().unzip();
-    let of_home = sequences::of_tables(&home, &homes).await?;
-    let of_guest = sequences::of_tables(&guest, &guests).await?;
+    let of_home = gently(sequences::of_tables(&home, &homes)).await?;
+    let of_guest = gently(sequences::of_tables(&guest, &guests)).await?;
     let mut pairs = sequences::pair(&of_home, &of_guest, &tables)?;
     pairs.retain(|pair| !pair.shared);
     Ok(Sides { home, guest, pairs })

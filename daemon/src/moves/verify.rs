@@ -252,6 +252,8 @@ pub(super) struct Compared {
     pub shape: Table,
     pub source: (TableName, String),
     pub target: (TableName, String),
+    /// The condition on the shared side for who reads all rows there, and rests.
+    gently: String,
     /// Whether it is everybody's: no fence holds its writers.
     pub reference: bool,
 }
@@ -278,7 +280,8 @@ pub(super) async fn tables(context: &Context, moving: &Moving, target: &Target) 
             }
         };
         let reference = matches!(owned.path, Path::Reference);
-        compared.push(Compared { shape: owned.table, source, target, reference });
+        let gently = owned.filter_and(&record.tenant, Pace::Gentle.of_parents());
+        compared.push(Compared { shape: owned.table, source, target, gently, reference });
     }
     Ok(compared)
 }
@@ -295,7 +298,7 @@ async fn compare_all(
     let record = moving.record();
     let lsn = source.wal_insert_lsn;
     let mut report = VerifyReport { tenant: record.tenant.clone(), lsn, equal: true, tables: Vec::new() };
-    for Compared { shape, source: (left, of_tenant), target: (right, there), .. } in tables {
+    for Compared { shape, source: (left, of_tenant), target: (right, there), gently, .. } in tables {
         if let Some(table) = certificate.table(&shape.name.to_string()) {
             report.tables.push(table.clone());
             continue;
@@ -304,7 +307,8 @@ async fn compare_all(
         let left = Side { client: &source.client, table: left.clone(), filter: of_tenant.clone() };
         let right = Side { client, table: right.clone(), filter: there.clone() };
         // The shared side is the source in every report, whichever way the changes flow.
-        let (source, target) = if record.back.is_some() { (right, left) } else { (left, right) };
+        let (shared, target) = if record.back.is_some() { (right, left) } else { (left, right) };
+        let source = Side { filter: gently.clone(), ..shared };
         let mut table = compare(&source, &target, shape, Pace::Gentle).await?;
         table.lsn = Some(lsn);
         report.equal &= table.differences == 0;

@@ -13,11 +13,12 @@ use schemas::record::{Fault, MoveRecord};
 use super::super::{Context, Moving, StepError, driver, lock, reverse};
 use super::sides::{ends, sides};
 use super::{FENCE_PATIENCE, HOLD_PATIENCE, MARGIN, not_ready};
+use crate::gently::gently;
 
 /// For so long a cutover leaves both servers to the tenant's clients, and so long is between the ends of two connections.
 const CLIENTS_FIRST: Duration = Duration::from_millis(250);
 const ONE_BY_ONE: Duration = Duration::from_millis(20);
-/// Between two tries to take away what a cutover left.
+/// How often is looked whether a cutover has left something.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// Closes the connections of a cutover when the tenant's clients have come to the other side. They come at once, and all that they do
@@ -108,15 +109,18 @@ fn still_has_a_lane(context: &Context, moving: &Moving) -> Result<(), StepError>
 
 /// Takes away what a cutover left that did not flip, or a rollback; as long as the lane runs, and not while one is under way.
 pub(in crate::moves) async fn clear_up(context: &Arc<Context>, moving: &Arc<Moving>) {
-    while moving.record().leaves_something() {
-        let one = moving.cutover.lock().await;
-        let record = moving.record();
-        // Whoever had the lock may have moved the writes.
-        if record.phase == Phase::Following && record.leaves_something() {
-            let Err(error) = take_away(context, moving, false).await else { return };
-            tracing::info!(%error, "what a cutover left could not be taken away yet; trying again");
+    loop {
+        if moving.record().leaves_something() {
+            let _one = moving.cutover.lock().await;
+            let record = moving.record();
+            // Whoever had the lock may have moved the writes.
+            if record.phase == Phase::Following
+                && record.leaves_something()
+                && let Err(error) = take_away(context, moving, false).await
+            {
+                tracing::info!(%error, "what a cutover left could not be taken away yet; trying again");
+            }
         }
-        drop(one);
         tokio::time::sleep(AGAIN).await;
     }
 }
@@ -128,7 +132,7 @@ pub(in crate::moves) async fn take_away(
     moving: &Arc<Moving>,
     all: bool,
 ) -> Result<(), StepError> {
-    reverse::discard(context, moving).await?;
+    gently(reverse::discard(context, moving)).await?;
     if moving.record().rolled_back && !all {
         return Ok(());
     }

@@ -8,6 +8,7 @@ use schemas::status::Route;
 use schemas::url::PgUrl;
 
 use super::super::{Context, Moving, StepError, reverse};
+use crate::gently::gently;
 
 /// One end of a move, as the cutover sees it.
 pub(super) struct Side {
@@ -38,8 +39,9 @@ impl Side {
 pub(super) async fn sides(context: &Context, moving: &Moving) -> Result<(Side, Side), StepError> {
     let record = moving.record();
     let (source, target) = ends(context, &record)?;
-    let tables = context.read_by(&record).await?;
-    let own = reverse::own_tables(context, moving, &tables).await?.into_iter().map(|(_, owned)| owned).collect();
+    let tables = gently(context.read_by(&record)).await?;
+    let own =
+        gently(reverse::own_tables(context, moving, &tables)).await?.into_iter().map(|(_, owned)| owned).collect();
     Ok((Side { tables, ..source }, Side { tables: own, ..target }))
 }
 

@@ -18,6 +18,7 @@ use super::super::{Context, Moving, StepError, driver, lock, sequences, verify};
 use super::after::{finish, released, take_away};
 use super::sides::{Side, sides};
 use super::{FENCE_PATIENCE, HOLD_PATIENCE, MARGIN, Wish, no_way_back, not_ready};
+use crate::gently::gently;
 use crate::lane::{Drained, LaneCommand};
 
 /// How long each step takes.
@@ -326,7 +327,7 @@ async fn forward_again(context: &Arc<Context>, moving: &Arc<Moving>) -> Result<(
         return Err(not_ready(&moving.record(), "the source does not stream", "carveout status"));
     }
     // Not before: the way of every tenant's rows goes by what was read last.
-    let tables = context.read_by(&moving.record()).await?;
+    let tables = gently(context.read_by(&moving.record())).await?;
     driver::open_lane(context, moving, &tables).await
 }
 

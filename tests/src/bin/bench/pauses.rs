@@ -35,8 +35,8 @@ const OTHERS: u32 = 4;
 /// Writes a second of each.
 const OTHERS_RATE: u32 = 50;
 const OTHERS_ACCOUNTS: u64 = 10_000;
-/// What belongs to a flip when it has been answered: the clients catch up.
-const AFTERMATH: Duration = Duration::from_millis(500);
+/// What belongs to a flip when it has been answered: the clients catch up, and the daemon clears up.
+const AFTERMATH: Duration = Duration::from_secs(1);
 /// Before the first flip, and before each other and each stretch without one, so that everything is at a steady pace and nothing is
 /// left of the flip before: the daemon keeps connections for three seconds.
 const WARM_UP: Duration = Duration::from_secs(5);
@@ -54,10 +54,10 @@ pub struct Flip {
     pub report: Value,
     /// From the command to a while after its answer.
     pub busy: Window,
-    /// As long, and nothing was asked; after some.
+    /// As long, and nothing was asked; after each second pair.
     pub quiet: Option<Window>,
     /// As long, nothing was asked, but the tenant's clients stopped where a flip would have been, and whether they kept their
-    /// sessions; after some.
+    /// sessions; after the others.
     pub stalled: Option<(Window, bool)>,
 }
 
@@ -158,7 +158,7 @@ impl Stage {
         Ok((self.scene.source.url("shop").parse()?, self.scene.target.url("postgres").parse()?))
     }
 
-    /// One cutover or rollback, and after each third one a stretch of the same length without; or why it was refused.
+    /// One cutover or rollback, and a stretch of the same length without; or why it was refused.
     async fn flip(&self, number: u32, clients: &Clients) -> Result<Result<Flip, String>> {
         let kept = keeps_sessions(number);
         let is_rollback = self.status().await?["isolation"] != "shared";
@@ -173,23 +173,21 @@ impl Stage {
         let busy = Window { from, to: Instant::now() };
         self.phase(if is_rollback { &["rolled_back"] } else { &["reversing"] }).await?;
         let (mut quiet, mut stalled) = (None, None);
-        // Of both kinds on both sides.
-        if number % 3 == 2 {
-            tokio::time::sleep(SETTLE).await;
-            let (from, done) = (Instant::now(), clients.done());
-            if number / 6 % 2 == 1 {
-                let kept = number / 12 % 2 == 1;
-                clients.keep_sessions(kept);
-                tokio::time::sleep(busy.length() - AFTERMATH).await;
-                clients.stall(STALL);
-                tokio::time::sleep(AFTERMATH).await;
-                stalled = Some((Window { from, to: Instant::now() }, kept));
-            } else {
-                tokio::time::sleep(busy.length()).await;
-                quiet = Some(Window { from, to: Instant::now() });
-            }
-            ensure!(clients.done() > done, "the clients do not get on");
+        // Of each kind on both sides, and behind flips of both kinds.
+        let stalls = (number / 4 % 2 == 1).then_some(number / 8 % 2 == 1);
+        clients.keep_sessions(stalls.unwrap_or(kept));
+        tokio::time::sleep(SETTLE).await;
+        let (quiet_from, done) = (Instant::now(), clients.done());
+        if let Some(kept) = stalls {
+            tokio::time::sleep(busy.length() - AFTERMATH).await;
+            clients.stall(STALL);
+            tokio::time::sleep(AFTERMATH).await;
+            stalled = Some((Window { from: quiet_from, to: Instant::now() }, kept));
+        } else {
+            tokio::time::sleep(busy.length()).await;
+            quiet = Some(Window { from: quiet_from, to: Instant::now() });
         }
+        ensure!(clients.done() > done, "the clients do not get on");
         let keeps = keeps_sessions(number + 1);
         clients.keep_sessions(keeps);
         tokio::time::sleep(SETTLE).await;
