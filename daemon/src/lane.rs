@@ -22,6 +22,7 @@ use schemas::record::{Fault, Published};
 use schemas::{Lsn, Snapshot, TableName};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use crate::gently::gently;
 use crate::pipeline::Progress;
 use crate::spool::{Place, SpoolReader, SpoolState};
 use crate::stop;
@@ -298,7 +299,9 @@ impl Lane {
         let _permit = permit.map_err(|_| End::Stopped)?;
         let began = Instant::now();
         self.outlook = Outlook::default();
-        let mut sink = PostgresSink::open(&self.plan.sink).await?;
+        let opening = PostgresSink::open(&self.plan.sink);
+        // A lane that has lost its connection may be waited for.
+        let mut sink = if self.compared { opening.await? } else { gently(opening).await? };
         sink.note(Weak::clone(&self.changed));
         let mut lsn = sink.position().await?;
         self.compare(lsn)?;
@@ -314,7 +317,7 @@ impl Lane {
         loop {
             self.take_partitions(&mut sink, lsn).await?;
             if !self.stands() && sink.expects() && self.may_look() {
-                lsn = self.arrive(&mut sink, &mut reader, &mut group, lsn).await?;
+                lsn = self.arrive(&mut sink, &mut reader, &mut group, lsn, false).await?;
             }
             let now = *sealed.borrow_and_update();
             let gathers = gathered.saturating_duration_since(Instant::now());

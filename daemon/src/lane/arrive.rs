@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::group::Group;
 use super::{End, Lane, Partitions};
 use crate::ack::SharedUnseen;
+use crate::gently::gently;
 use crate::spool::SpoolReader;
 use crate::{clock, stop};
 
@@ -174,14 +175,17 @@ impl Lane {
         reader: &mut SpoolReader,
         group: &mut Group,
         mut lsn: Lsn,
+        waited_for: bool,
     ) -> std::result::Result<Lsn, End> {
         // What came before a restart is delivered again before it counts.
         let sealed = self.plan.spool.sealed.borrow().end;
         if !self.stream_passed(sealed).await {
             return Err(End::Stopped);
         }
+        let look = self.outlook.look(&self.plan.origin, sink, &self.partitions.known);
+        let look = async { if waited_for { look.await } else { gently(look).await } };
         let from = tokio::select! {
-            from = self.outlook.look(&self.plan.origin, sink, &self.partitions.known) => from,
+            from = look => from,
             () = stop::told(&self.stop) => return Err(End::Stopped),
         };
         let from = match from {

@@ -46,7 +46,7 @@ impl Lane {
                     lsn = self.apply(sink, reader, group, usize::MAX).await?;
                 }
                 while sink.expects() && !done.is_closed() {
-                    lsn = self.arrive(sink, reader, group, lsn).await?;
+                    lsn = self.arrive(sink, reader, group, lsn, true).await?;
                 }
                 self.drained = true;
                 // When nobody takes the answer any more, it goes on.

@@ -14,8 +14,8 @@ use super::{Context, Moving, StepError};
 use crate::pipeline::Added;
 use crate::spool::SpoolState;
 
-/// Keys that the pipeline takes at a time.
-const BATCH: usize = 4096;
+/// Keys that the pipeline takes at a time: a fraction of a millisecond, in which it reads nothing.
+const BATCH: usize = 512;
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 
