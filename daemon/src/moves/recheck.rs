@@ -16,6 +16,7 @@ use schemas::TableName;
 use schemas::event::Detail;
 use schemas::record::{Fault, MoveRecord};
 use schemas::status::TableReport;
+use schemas::url::PgUrl;
 
 use super::certificate::{Certificate, Shapes};
 use super::cutover::{NOT_EQUAL, not_ready};
@@ -36,9 +37,10 @@ const NAMED: usize = 5;
 /// Both sides, and what is noted of them.
 pub struct Recheck {
     tables: Vec<Both>,
-    /// Open before anybody waits: at home, and in the target.
-    home: Spare,
-    own: Spare,
+    /// At home, and in the target.
+    sides: (PgUrl, PgUrl),
+    /// Open before anybody waits; others have them during a round.
+    asking: Option<(Spare, Spare)>,
     /// Whether the lane leads home.
     back: bool,
     /// Whether all rows were compared for this.
@@ -63,9 +65,9 @@ impl Recheck {
         let record = moving.record();
         let (source, target) = (&context.config.source.url, context.target(&record)?);
         let back = record.back.is_some();
-        let (home, own) = if back { (&target.url, source) } else { (source, &target.url) };
+        let sides = if back { (target.url.clone(), source.clone()) } else { (source.clone(), target.url.clone()) };
         let compared = gently(verify::tables(context, moving, &target)).await?;
-        let asking = (spare::take(home, "recheck").await?, spare::take(own, "recheck").await?);
+        let asking = sessions(&sides).await?;
         let tables = gently(both(&record, compared.clone(), &asking.1)).await?;
         let known = super::lock(&moving.certificate).clone();
         let shapes = gently(shapes(&tables, (&asking.0, &asking.1))).await?;
@@ -82,16 +84,15 @@ impl Recheck {
                 (true, certificate.ok_or_else(unequal)?)
             }
         };
-        let (home, own) = (spare::take(home, "recheck").await?, spare::take(own, "recheck").await?);
-        let recheck = Recheck { tables, home, own, back, anew, certificate };
+        let (home, own) = sessions(&sides).await?;
         // The first time the server has to read up on the tables, and that is not for the pause.
-        for table in &recheck.tables {
+        for table in &tables {
             if let Some(key) = table.home.2.best_key() {
                 let none = Keys::none(key.columns.clone());
-                gently(table.keys((&recheck.home, &recheck.own), &none, Pace::Quick)).await?;
+                gently(table.keys((&home, &own), &none, Pace::Quick)).await?;
             }
         }
-        Ok((anew, recheck))
+        Ok((anew, Recheck { tables, sides, asking: Some((home, own)), back, anew, certificate }))
     }
 
     /// What this was begun with, as it holds behind a flip.
@@ -100,8 +101,8 @@ impl Recheck {
     }
 
     /// Nothing is compared any more.
-    pub fn end(self) -> [Spare; 2] {
-        [self.home, self.own]
+    pub fn end(self) -> impl Iterator<Item = Spare> {
+        self.asking.into_iter().flat_map(|(home, own)| [home, own])
     }
 
     /// How old the comparison of all rows is.
@@ -131,6 +132,9 @@ impl Recheck {
             self.round(context, moving).await?;
             rounds += 1;
         }
+        if self.asking.is_none() {
+            self.asking = Some(sessions(&self.sides).await?);
+        }
         let (keys, rows) = self.size();
         if keys > MOST_KEYS || rows > MOST_ROWS {
             let why = format!(
@@ -149,6 +153,11 @@ impl Recheck {
         // A `verify` that had begun before this may have the lane note for itself.
         if self.certificate.changed().is_closed() {
             return Err(began_anew(moving));
+        }
+        // Both sides are read by these, which have met the tables; the next ones are those again.
+        if let Some((home, own)) = self.asking.take() {
+            home.keep();
+            own.keep();
         }
         let (record, began) = (moving.record(), Instant::now());
         let target = context.target(&record)?;
@@ -203,7 +212,8 @@ impl Recheck {
             return Err(not_ready(&moving.record(), why, "try again when the tenant is less busy"));
         }
         let keys = self.size().0 as u64;
-        let reports = self.compare((&self.home, &self.own), self.certificate.changed(), Pace::Quick).await?;
+        let (home, own) = self.asking.as_ref().ok_or_else(|| began_anew(moving))?;
+        let reports = self.compare((home, own), self.certificate.changed(), Pace::Quick).await?;
         equal(context, moving, &reports)?;
         Ok(keys + rows)
     }
@@ -294,6 +304,11 @@ pub(super) async fn both(record: &MoveRecord, compared: Vec<Compared>, own: &Cli
         tables.push(Both { name, home: (home.0, home.1, shape), own: (own.0, own.1, there), reference });
     }
     Ok(tables)
+}
+
+/// At home, and in the target.
+async fn sessions((home, own): &(PgUrl, PgUrl)) -> connectors::postgres::Result<(Spare, Spare)> {
+    Ok((spare::take(home, "recheck").await?, spare::take(own, "recheck").await?))
 }
 
 /// Whether a trigger of somebody else fires for what the lane writes: what that changes is not noted.
