@@ -46,6 +46,10 @@ pub enum Pace {
     Gentle,
 }
 
+/// A condition that rests as [`Pace::Gentle`] does, for rows of which the keys are read alone, or whether they are the tenant's: once for
+/// each 4,096 of them.
+pub const RESTS: &str = "CASE WHEN random() * 4096 < 1 THEN pg_sleep(0.0075) IS NOT NULL ELSE true END";
+
 impl Pace {
     /// A condition that is true of each row `r`, now or a little later: for each 64 KiB of rows, which take about 1 ms, it rests once,
     /// on the average. How busy the server is does not change that.
@@ -55,14 +59,6 @@ impl Pace {
             Pace::Gentle => {
                 "CASE WHEN random() * 65536 < octet_length(r) THEN pg_sleep(0.0075) IS NOT NULL ELSE true END"
             }
-        }
-    }
-
-    /// The same for rows of which the keys are read alone, or whether they are the tenant's: once for each 4,096 of them.
-    pub fn of_parents(self) -> &'static str {
-        match self {
-            Pace::Quick => "true",
-            Pace::Gentle => "CASE WHEN random() * 4096 < 1 THEN pg_sleep(0.0075) IS NOT NULL ELSE true END",
         }
     }
 

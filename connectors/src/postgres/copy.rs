@@ -10,10 +10,9 @@ use tokio_postgres::{Client, Transaction};
 
 use super::apply::key_bytes;
 use super::catalog::Table;
-use super::checksum::Pace;
 use super::policy::Owned;
 use super::provision::partitions;
-use super::{Doing, Error, Result, control, quote};
+use super::{Doing, Error, Result, checksum, control, quote};
 
 /// The most that one transaction copies: its log passes through our own slot when the target is a
 /// schema of the source's server.
@@ -240,7 +239,7 @@ pub async fn keys(
     let described = client.prepare(&select).await.doing(&*doing)?;
     let kinds = described.columns().iter().map(|column| KeyType::from_oid(column.type_().oid()));
     let kinds: Vec<Option<KeyType>> = kinds.collect();
-    let out = format!("COPY ({select} WHERE {}) TO STDOUT (FORMAT binary)", Pace::Gentle.of_parents());
+    let out = format!("COPY ({select} WHERE {}) TO STDOUT (FORMAT binary)", checksum::RESTS);
     let rows = client.copy_out(&out).await.doing(&*doing)?;
     let mut first = true;
     Ok(rows.filter_map(move |row| {

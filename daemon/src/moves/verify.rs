@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use connectors::postgres::apply::Changed;
 use connectors::postgres::catalog::Table;
-use connectors::postgres::checksum::{Pace, Side, compare};
+use connectors::postgres::checksum::{Pace, RESTS, Side, compare};
 use connectors::postgres::policy::Path;
 use connectors::postgres::snapshot::{self, HeldSnapshot};
 use connectors::postgres::spare::{self, Spare};
@@ -280,7 +280,7 @@ pub(super) async fn tables(context: &Context, moving: &Moving, target: &Target) 
             }
         };
         let reference = matches!(owned.path, Path::Reference);
-        let gently = owned.filter_and(&record.tenant, Pace::Gentle.of_parents());
+        let gently = owned.filter_and(&record.tenant, RESTS);
         compared.push(Compared { shape: owned.table, source, target, gently, reference });
     }
     Ok(compared)
