@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep};
 
 /// What is rested, as a multiple of what answers took.
-const RESTS: u32 = 2;
+const RESTS: u32 = 3;
 /// Shorter ones are put together. A longer one there is not: who waits for a lock does not rest for that.
 const SHORTEST: Duration = Duration::from_millis(3);
-const LONGEST: Duration = Duration::from_millis(15);
+const LONGEST: Duration = Duration::from_millis(20);
 
 /// Behind answers that `work` waited for it rests before it goes on. Not for work that somebody waits for: that holds a lock, or what
 /// others want to have.
@@ -54,6 +54,6 @@ mod tests {
             7
         });
         assert_eq!(answer.await, 7);
-        assert!(began.elapsed() >= Duration::from_millis(3 * (4 + 8)), "it did not rest: {:?}", began.elapsed());
+        assert!(began.elapsed() >= Duration::from_millis(3 * (4 + 12)), "it did not rest: {:?}", began.elapsed());
     }
 }

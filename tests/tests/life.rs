@@ -431,7 +431,7 @@ async fn kill(tenant: &str, to: &str, rounds: u32, asynchronous: bool) -> Result
         source.batch_execute("ALTER DATABASE shop SET synchronous_commit = off").await?;
     }
     stage.carve(tenant, to).await?;
-    if asynchronous {
+    if asynchronous && to == "database" {
         let sql = format!("ALTER DATABASE bid_{tenant} SET synchronous_commit = off");
         stage.scene.target_client("postgres").await?.batch_execute(&sql).await?;
     }
@@ -444,11 +444,16 @@ async fn kill(tenant: &str, to: &str, rounds: u32, asynchronous: bool) -> Result
     }
     let usual = began.elapsed() / 2;
     let mut rng = seed::rng("kill");
+    // A schema has no server of its own.
+    let victims: &[Victim] = match to {
+        "database" => &[Victim::Daemon, Victim::Source, Victim::Target],
+        _ => &[Victim::Daemon, Victim::Source],
+    };
     let mut crashes = Vec::new();
     let (mut there, mut flips, mut longest, mut answered) = (false, 0, Duration::ZERO, 0);
     for round in 0..rounds {
         let wish = if there { "rollback" } else { "cutover" };
-        let victim = [Victim::Daemon, Victim::Source, Victim::Target][rng.random_range(0..3)];
+        let victim = victims[rng.random_range(0..victims.len())];
         let moment = usual.mul_f64(rng.random_range(0.3..1.4));
         let (config, of) = (stage.config.clone(), tenant.to_owned());
         let asked = tokio::spawn(async move { tests::binary::cli(&config, &[wish, &of]).await });
@@ -505,15 +510,16 @@ async fn whoever_is_killed_the_writes_are_on_one_side() -> Result<()> {
 
 /// The same to a schema too, which takes longer.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "campaign: 140 kills"]
-async fn a_hundred_and_forty_kills() -> Result<()> {
-    kill("1", "database", 70, false).await?;
-    kill("1", "schema", 70, false).await
+#[ignore = "campaign: 200 kills"]
+async fn two_hundred_kills() -> Result<()> {
+    kill("1", "database", 100, false).await?;
+    kill("1", "schema", 100, false).await
 }
 
 /// The same where a server that dies takes back what it has acknowledged last.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "campaign: 60 kills"]
-async fn sixty_kills_with_synchronous_commit_off() -> Result<()> {
-    kill("1", "database", 60, true).await
+#[ignore = "campaign: 200 kills"]
+async fn two_hundred_kills_with_synchronous_commit_off() -> Result<()> {
+    kill("1", "database", 100, true).await?;
+    kill("1", "schema", 100, true).await
 }

@@ -47,8 +47,8 @@ pub enum Pace {
 }
 
 /// A condition that rests as [`Pace::Gentle`] does, for rows of which the keys are read alone, or whether they are the tenant's: once for
-/// each 4,096 of them.
-pub const RESTS: &str = "CASE WHEN random() * 4096 < 1 THEN pg_sleep(0.0075) IS NOT NULL ELSE true END";
+/// each 2,048 of them.
+pub const RESTS: &str = "CASE WHEN random() * 2048 < 1 THEN pg_sleep(0.0075) IS NOT NULL ELSE true END";
 
 impl Pace {
     /// A condition that is true of each row `r`, now or a little later: for each 64 KiB of rows, which take about 1 ms, it rests once,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use connectors::postgres::{client, control, copy};
+use connectors::postgres::{control, copy, spare};
 use futures_util::{StreamExt, pin_mut};
 use schemas::record::MoveRecord;
 use schemas::{Lsn, TablePath};
@@ -74,7 +74,7 @@ async fn read(context: &Context, moving: &Moving) -> Result<bool, StepError> {
     let plan = moving.sink_plan(&target, 0);
     let moves: HashMap<_, _> = record.tables.iter().map(|table| (table, plan.target_name(table))).collect();
     let _connection = context.target_connections.acquire().await.map_err(|_| StepError::Stopped)?;
-    let client = client::connect(&target.url, "read keys").await?;
+    let client = spare::take(&target.url, "read keys").await?;
     // Rows that came to the tenant are not there yet, with what hangs on them.
     if !control::read_arriving(&client, record.id).await?.is_empty() {
         return Ok(false);
@@ -108,6 +108,7 @@ async fn read(context: &Context, moving: &Moving) -> Result<bool, StepError> {
             }
         }
     }
+    client.keep();
     tracing::info!(
         keys = number,
         seconds = began.elapsed().as_secs_f64(),

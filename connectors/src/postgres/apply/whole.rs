@@ -8,7 +8,7 @@ use schemas::TableName;
 
 use super::super::provision::partitions;
 use super::super::quote::table as qualified;
-use super::super::{Doing, Error, Result, catalog, client, control, copy};
+use super::super::{Doing, Error, Result, catalog, control, copy, spare};
 use super::hands::{Arriving, Hands, Name, Origin};
 use super::{PostgresSink, Session};
 
@@ -81,7 +81,9 @@ pub(super) async fn fetch(
     let rows = copy::pour(&from.held.client, session.client, &owned.table, &filter, target).await?;
     // A partition may have come in this moment. What was read cannot go while the snapshot is held: it is seen here.
     let shown = catalog::partition_numbers(&from.held.client, &owned.table).await?;
-    let now = catalog::partition_numbers(&client::connect(&from.url, "arrive").await?, &owned.table).await?;
+    let another = spare::take(&from.url, "arrive").await?;
+    let now = catalog::partition_numbers(&another, &owned.table).await?;
+    another.keep();
     match now.is_subset(&shown) {
         true => Ok(rows),
         false => Err(Error::connection(format!("read {source} again"), "a partition came meanwhile")),

@@ -1,5 +1,6 @@
 //! What is made of many measurements.
 
+use std::cmp::Ordering;
 use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -37,6 +38,17 @@ impl Figures {
     /// How many exceed that.
     pub fn above(&self, most: f64) -> f64 {
         self.0.iter().filter(|figure| **figure > most).count() as f64
+    }
+
+    /// How often one of these exceeds one of those, as a part of one; what is equal does so half the time.
+    pub fn above_those(&self, those: &Figures) -> f64 {
+        let pairs = self.0.iter().flat_map(|this| those.0.iter().map(move |that| this.total_cmp(that)));
+        let above = pairs.map(|order| match order {
+            Ordering::Greater => 1.0,
+            Ordering::Equal => 0.5,
+            Ordering::Less => 0.0,
+        });
+        above.sum::<f64>() / (self.count() * those.count()) as f64
     }
 
     /// A line of a table: how many, smallest, median, p99, largest.

@@ -162,9 +162,10 @@ fn others_by_stretch(flips: &[Flip], written: &[Written], stolen: &Stolen) {
         (stalled(flips, &|kept| !kept), "  without, its clients stop and make theirs"),
     ];
     println!(
-        "\n{:<44} {:>7} {:>9} {:>9} {:>9} {:>9}",
-        "other tenants' p99, of each of the", "count", "quarter", "median", "quarter", "slow ones"
+        "\n{:<44} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7} {:>9}",
+        "other tenants' p99, of each of the", "count", "5 %", "25 %", "50 %", "75 %", "95 %", "slow ones"
     );
+    let mut undisturbed = Vec::new();
     for most in [100.0, MOST_STOLEN] {
         if most < 100.0 {
             println!("where less than {most} % of the time was stolen from the machine");
@@ -179,14 +180,35 @@ fn others_by_stretch(flips: &[Flip], written: &[Written], stolen: &Stolen) {
             if figures.count() == 0 {
                 continue;
             }
-            let [low, median, high] = [25.0, 50.0, 75.0].map(|percent| figures.percentile(percent));
-            println!("  {name:<42} {:>7} {low:>9.1} {median:>9.1} {high:>9.1} {slow:>9.1}", figures.count());
+            let parts = [5.0, 25.0, 50.0, 75.0, 95.0].map(|percent| format!("{:>7.1}", figures.percentile(percent)));
+            println!("  {name:<42} {:>7} {} {slow:>9.1}", figures.count(), parts.join(" "));
+            if most < 100.0 {
+                undisturbed.push((name, figures));
+            }
+        }
+    }
+    if let Some(((_, without), others)) = undisturbed.split_first() {
+        for (name, figures) in others {
+            within_noise(name, figures, without);
         }
     }
     for (windows, name) in &kinds {
         let parts = Figures::of(windows.iter().filter_map(|window| stolen.percent(window)));
         println!("{}", parts.line(&format!("stolen, in percent: {name}")));
     }
+}
+
+/// Promised of cutovers: noise is where nine of ten stretches without one lie, and the median is to lie there too. And how often
+/// one of the figures is above one without: half of the time, were there no difference at all.
+fn within_noise(name: &str, figures: &Figures, without: &Figures) {
+    let [least, most] = [5.0, 95.0].map(|percent| without.percentile(percent));
+    let median = figures.percentile(50.0);
+    let kept = if (least..=most).contains(&median) { "within" } else { "beyond" };
+    let above = figures.above_those(without) * 100.0;
+    println!(
+        "{}: {median:.1} is {kept} the noise of {least:.1} to {most:.1}; above one without in {above:.0} %",
+        name.trim()
+    );
 }
 
 /// What others notice of each step, where the machine was undisturbed; the first one begins when the flip is asked for. And where
